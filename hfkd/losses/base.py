@@ -30,7 +30,7 @@ class Requirements:
     are not kept.
     epochs: the length of the slot's warm-up in epochs, 0 without one.
     rows: the objective is built from the training rows: their number, their labels, or the teacher's outputs for them.
-    index: the objective looks these rows up by `Items.index`, so that each needs one of its own.
+    index: the slot looks rows up by `Items.index`, so that each needs one of its own.
     labels: the slot reads the items' labels, so that unlabelled rows cannot be distilled with it.
     items, samples: the smallest number of items and of samples in a batch for which the slot is meaningful.
     classes: the smallest number of classes of an item for which it is.

@@ -315,7 +315,8 @@ def _beside(items: HiddenItems) -> Items:
 
 def _some(loss: DistillationLoss, items: HiddenItems, rows: slice, student: Outputs, teacher: Outputs) -> Items:
     labels = items.labels[rows] if loss.labelled else None
-    return Items(student, teacher, labels, items.sample[rows], items.num_samples, items.progress)
+    place: dict[str, Any] = {"index": items.index, "seed": items.seed, "step": items.step}
+    return Items(student, teacher, labels, items.sample[rows], items.num_samples, items.progress, **place)
 
 
 def _groups(lengths: Sequence[int], size: int) -> list[slice]:

@@ -6,7 +6,7 @@ N groups, n and m target tokens of student and teacher, H hidden size (of either
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -28,7 +28,7 @@ class HiddenGroups:
     """The arguments of `group_items` before the logits are computed.
 
     student [n, H], teacher [m, H]: the hidden states of each network's target tokens, which its output head reads.
-    labels: the labels of both. same, progress: see `group_items`. rest: see `Items`."""
+    labels: the labels of both. same, progress: see `group_items`. rest, index, seed, step: see `Items`."""
 
     student: Tensor
     teacher: Tensor
@@ -37,12 +37,20 @@ class HiddenGroups:
     same: tuple[Tensor | None, Tensor | None] = (None, None)
     progress: float | None = 0.0
     rest: Tensor | None = None
+    index: Tensor | None = None
+    seed: int = 0
+    step: int = 0
+
+    @property
+    def num_samples(self) -> int:
+        return self.groups.num_rows
 
     def items(self, student: Outputs, teacher: Outputs) -> Items:
         """The items of all groups, with these outputs."""
         hidden = Outputs(self.student), Outputs(self.teacher)
         items = group_items(*hidden, self.groups, self.labels, progress=self.progress)
-        return replace(items, student=student, teacher=teacher, rest=self.rest)
+        place: dict[str, Any] = {"index": self.index, "seed": self.seed, "step": self.step}
+        return replace(items, student=student, teacher=teacher, rest=self.rest, **place)
 
 
 class Piece(NamedTuple):

@@ -44,9 +44,9 @@ class Items:
     share: 1 / (number of items of the sample) [N], if the loss is a mean over samples of means over items and is
     divided by the step's number of samples: for items that are known only after the forward pass (proposals), or if the
     length of a sample should not matter.
-    index: the dataset row of each sample [S], if the batch has it. seed, step: the seed of the run and the number of
-    optimizer steps taken. Random choices are functions of these three, so that they are the same for any number of
-    ranks. They are given where the objective reads inner layers; otherwise they are None, 0 and 0.
+    index: the dataset row of each sample [S], if the rows have a column `index`; -1 for a document without items. Of an
+    item it is `index[sample]`. seed, step: the seed of the run and the number of optimizer steps taken. Random choices
+    are functions of these three, so that they are the same for any number of ranks.
     mask: the positions of the batch that are not padding [B, L], for features of tokens; None: no padding.
     decoder_mask: the same for the decoder of an encoder-decoder (`Task.decoder_mask`).
     tokens: the number of labels, if it differs from the number of items.
@@ -290,8 +290,8 @@ class HiddenItems:
     """N items before the logits are computed: the input of a chunked loss.
 
     student, teacher: for tokens, the inputs of the output heads [N, H_s] and [N, H_t]; for pixels, the maps of each
-    network. lengths: the number of items of each sample in order, if known on the CPU. row, rest, rest_name: see
-    `Items`. beside: the same items with the captured features of inner layers, without logits.
+    network. lengths: the number of items of each sample in order, if known on the CPU. row, rest, rest_name, index,
+    seed, step: see `Items`. beside: the same items with the captured features of inner layers, without logits.
     """
 
     student: Tensor
@@ -305,6 +305,9 @@ class HiddenItems:
     rest: Tensor | None = None
     rest_name: str = "router_loss"
     beside: Items | None = None
+    index: Tensor | None = None
+    seed: int = 0
+    step: int = 0
 
     def __len__(self) -> int:
         return self.sample.shape[0]

@@ -17,6 +17,7 @@ from transformers.trainer_utils import has_length
 from hfkd.arguments import DistillationArguments
 from hfkd.data.epochs import first_epoch
 from hfkd.data.first_rows import first_rows, map_style
+from hfkd.losses.base import requirements_of
 from hfkd.losses.context import BuildContext, NetworkContext
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.objective_values import check_objectives, reads_logits_alone
@@ -29,6 +30,7 @@ from hfkd.tasks.base import Task
 from hfkd.tasks.proof import untouched
 from hfkd.teachers import FrozenTeacher
 from hfkd.training.forward.features import InnerFeatures, of_outputs
+from hfkd.training.forward.micro_batch import MicroBatch
 from hfkd.training.validation.label_values import stored_labels
 from hfkd.training.validation.layout import refuse_unsafe_parts
 from hfkd.training.validation.networks import as_networks_get, batch_of, on_device_of
@@ -56,6 +58,11 @@ class Builder:
         rows = first_rows(self.rows)
         return batch_of(rows, self.collate, self.call, self.task, self.labels) if rows else None
 
+    def index_of_rows(self, loss: DistillationLoss, batch: Mapping[str, Any]) -> Tensor | None:
+        """`row_index`, if a slot requires the index of its rows."""
+        slot = next((slot for slot in loss.slots if requirements_of(slot).index), None) if loss.distils else None
+        return None if slot is None else row_index(slot, self.rows, batch)
+
     def build(self, loss: DistillationLoss, num_classes: int | None, batch: dict[str, Any]) -> InnerFeatures:
         """Call `Objective.build` with a fixed seed; returns the captured features of both networks for later steps.
 
@@ -63,6 +70,7 @@ class Builder:
         not match.
         """
         if not is_built(loss):
+            self.index_of_rows(loss, batch)  # refused without one
             return InnerFeatures()
         assert num_classes is not None
         assert self.teacher is not None
@@ -79,15 +87,16 @@ class Builder:
                 stored_labels(self.rows, self.task),
                 lambda visit: self.scan(teacher, visit),
                 self.args.seed,
-                row_index(loss.objective, self.rows, batch) if needs.index else None,
+                self.index_of_rows(loss, batch) if has_length(self.rows) else None,
             )
             with kept_random_state():
                 torch.manual_seed(self.args.seed)
                 loss.objective.build(context)
+            self.index_of_rows(loss, batch)  # of a stream too, where the objective is built for one
             refuse_unsafe_parts(loss, self.args)
             decoder_mask = self.task.decoder_mask if context.student.in_decoder else None
             masks: dict[str, Any] = {"decoder_mask": decoder_mask, "frames": frames_of(self.student)}
-            inner = InnerFeatures(student, teacher, self.args.seed, fixed=needs.fixed, **masks)
+            inner = InnerFeatures(student, teacher, fixed=needs.fixed, **masks)
             self.check(loss, num_classes, batch, inner, (mine, its))
         except BaseException:
             student.remove()
@@ -111,7 +120,7 @@ class Builder:
         batch = on_device_of(self.student, batch)
         common = num_classes if self.task.vocabulary else None
         mine, its = (logits[..., :common] for logits, _ in found)
-        items = self.task.items(batch, mine, its)
+        items = MicroBatch(batch, seed=self.args.seed).placed(self.task.items(batch, mine, its))
         check_objectives(terms, loss.seen(inner.joined(items, batch, *found)))
 
     @torch.no_grad()

@@ -477,6 +477,8 @@ class Setup:
         if self.waits:
             with eagerly((self.model, *self.networks)):
                 self.build_from(few)
+        else:
+            self.builder.index_of_rows(self.loss, few)
         self.take_parameters()
         self.waits = False  # once nothing is refused, which would remove the hooks
 

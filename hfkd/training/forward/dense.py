@@ -38,18 +38,17 @@ class DenseForward:
 
     def __call__(self, student: nn.Module, teacher: Teacher | None, batch: MicroBatch) -> Step:
         asked = teacher is not None and bool(self.loss.kd_weight)
-        items = self.watched(self.items(student, teacher, batch.inputs, batch.progress), asked)
+        items = self.watched(self.items(student, teacher, batch), asked)
         return *self.loss(items, batch.num_items), self.loss.counted(items)
 
-    def items(
-        self, student: nn.Module, teacher: Teacher | None, inputs: Mapping[str, Any], progress: float | None
-    ) -> Items:
+    def items(self, student: nn.Module, teacher: Teacher | None, batch: MicroBatch) -> Items:
         """The items of a batch, from the outputs of both networks."""
+        inputs = batch.inputs
         output, mine = self.inner.of_student(lambda: self.student_output(student, inputs))
         logits = logits_of(output)[..., : self.num_classes]
         inputs = self.task.after_student(inputs, output)
         taught, its = self.of_teacher(logits, teacher, inputs)
-        items = self.task.items(inputs, logits, taught, progress)
+        items = batch.placed(self.task.items(inputs, logits, taught, batch.progress))
         items = self.inner.joined(items, inputs, (logits_of(output), mine), (taught, its))
         return replace(items, rest=self.task.added_loss(self.call, output, inputs))
 
@@ -132,7 +131,7 @@ class ChunkedForward:
         known = {name: inputs[name] for name in CausalLM.known if name in inputs}
         there = None if read is inputs else self.task.targets(read)
         items = token_hidden(hidden, taught, inputs["labels"], progress=batch.progress, of_teacher=there, **known)
-        items = replace(items, rest=self.call.added_loss(output))
+        items = replace(batch.placed(items), rest=self.call.added_loss(output))
         items = self.inner.beside(items, inputs, (hidden, mine), (taught, its))
         if self.watch is not None:
             assert items.row is not None

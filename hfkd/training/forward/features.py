@@ -24,13 +24,10 @@ class InnerFeatures:
     fixed: layers of the student that need no gradient.
     decoder_mask: the task's, if some layers are in the decoder of an encoder-decoder.
     frames: makes a mask over L frames from L and one over samples of sound; None: states have the mask's positions.
-    seed, steps: the run's seed, and the number of optimizer steps taken so far, for `Items`.
     """
 
     student: FeatureCapture | None = None
     teacher: FeatureCapture | None = None
-    seed: int = 0
-    steps: Callable[[], int] = int
     fixed: tuple[str, ...] = ()
     decoder_mask: Callable[[Mapping[str, Any]], Tensor | None] | None = None
     frames: Callable[[int, Tensor], Tensor] | None = None
@@ -77,7 +74,7 @@ class InnerFeatures:
             return items
         mine = replace(items.student, kept=_features(self.student, *student))
         its = replace(items.teacher, kept=_features(self.teacher, *teacher))
-        return self._with_place(replace(items, student=mine, teacher=its), batch, len(student[0]), student[1])
+        return self._masked(replace(items, student=mine, teacher=its), batch, student[1])
 
     def beside(
         self,
@@ -91,19 +88,16 @@ class InnerFeatures:
             return items
         rows = len(student[0])
         outputs = FeatureOutputs(_features(self.student, *student)), FeatureOutputs(_features(self.teacher, *teacher))
+        place: dict[str, Any] = {"index": items.index, "seed": items.seed, "step": items.step}
         samples = items.sample, items.num_samples
-        plain = Items(*outputs, items.labels, *samples, items.progress, row=items.row, num_rows=rows)
-        return replace(items, beside=self._with_place(plain, batch, rows, student[1]))
+        plain = Items(*outputs, items.labels, *samples, items.progress, row=items.row, num_rows=rows, **place)
+        return replace(items, beside=self._masked(plain, batch, student[1]))
 
-    def _with_place(self, items: Items, batch: Mapping[str, Any], rows: int, found: Mapping[str, Any]) -> Items:
-        """`items` with index, seed and step, for random numbers, and the attention mask."""
-        mask, index = batch.get("attention_mask"), batch.get("index")
-        views = rows // max(len(index), 1) if isinstance(index, Tensor) else 1
+    def _masked(self, items: Items, batch: Mapping[str, Any], found: Mapping[str, Any]) -> Items:
+        """`items` with the masks of their rows."""
+        mask = batch.get("attention_mask")
         return replace(
             items,
-            index=index.repeat(views) if isinstance(index, Tensor) else None,
-            seed=self.seed,
-            step=self.steps(),
             mask=self._of_states(mask, found) if isinstance(mask, Tensor) and mask.ndim == 2 else None,
             decoder_mask=None if self.decoder_mask is None else self.decoder_mask(batch),
         )

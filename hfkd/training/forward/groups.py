@@ -36,7 +36,7 @@ class GroupForward(TargetForward):
         output, logits = outputs_at_targets(student, forward, targets, None, self.heads_on_targets)
         assert teacher is not None
         taught, _ = teacher.at_targets(read, its, None, self.heads_on_targets)
-        items = task.of_targets(inputs, Outputs(logits), taught, batch.progress)
+        items = batch.placed(task.of_targets(inputs, Outputs(logits), taught, batch.progress))
         if self.watch is not None:
             self.watch.outputs(
                 row_sums(logits, targets),
@@ -72,7 +72,8 @@ class ChunkedGroupForward(ChunkedForward):
         if self.watch is not None:
             rows = torch.arange(targets.shape[0], device=mine.device)
             self.watch.outputs(row_sums(mine, targets), row_sums(said, its), rows)
-        hidden = replace(task.hidden_groups(inputs, mine, said, batch.progress), rest=self.call.added_loss(output))
+        hidden = batch.placed(task.hidden_groups(inputs, mine, said, batch.progress))
+        hidden = replace(hidden, rest=self.call.added_loss(output))
         with self.autocast():
             loss, parts = self.over_groups(hidden, output_head(student), teacher_head, batch.num_items)
         return loss, parts, Counts(len(targets), len(hidden.groups.row))

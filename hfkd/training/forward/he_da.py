@@ -4,7 +4,7 @@ B images of a batch, M mixed ones, C classes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from hfkd.data.epochs import image_transform
 from hfkd.data.he_da import HighEnergyTransform, add_high_energy, count_of, original_images
 from hfkd.data.he_da_arguments import HighEnergyArguments
 from hfkd.data.mixing import ALPHAS, Mix, box, cutmix, mixup
+from hfkd.losses.base import requirements_of, with_settings
 from hfkd.losses.counts import Counts
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import Items
@@ -54,14 +55,15 @@ class HighEnergyForward:
         if not self.unlabelled.kd_weight:
             return self.inner(student, teacher, batch)
         inputs = batch.inputs
-        items = self.inner.items(student, teacher, inputs, batch.progress)
+        items = self.inner.items(student, teacher, batch)
         loss, parts = self.inner.loss(items, batch.num_items)
         high = items.teacher.energy(ENERGY_TEMPERATURE) > self.threshold  # [B]
         chosen = high.index_fill(0, torch.arange(min(ALWAYS, len(high)), device=high.device), True).nonzero().squeeze(1)
         none = torch.zeros(len(chosen), items.teacher.num_classes, device=high.device)  # zeros: no label
         again = {"pixel_values": self.mixed(inputs["pixel_values"][chosen]), "labels": none}
-        again |= {"index": chosen, "view": torch.full_like(chosen, -1)}
-        mixed = self.inner.items(student, teacher, again, batch.progress)
+        index = inputs["index"][chosen] if "index" in inputs else chosen
+        again |= {"index": index, "view": torch.full_like(chosen, -1)}
+        mixed = self.inner.items(student, teacher, replace(batch, inputs=again))
         self._watch(items, mixed, chosen)
         # sum / (num_items M / B) = (B / num_items) · mean over the M
         counts = Counts.of(batch.num_items, len(items), len(items), items.num_samples)
@@ -145,10 +147,12 @@ def refuse_he_da(args: HighEnergyArguments, step: Any, dataset: Any) -> None:
             f"he_da={args.he_da!r} selects images by the teacher's energies, and kd_weight=0 does "
             "not use the teacher: set kd_weight above 0, or leave he_da out"
         )
-    if args.he_da == "paper" and step.loss.requirements.rows:
+    needs = step.loss.requirements
+    if args.he_da == "paper" and (needs.rows or needs.index):
+        slot = next(slot for slot in step.loss.slots if requirements_of(slot).rows or requirements_of(slot).index)
         raise ValueError(
-            f"he_da='paper' adds mixed images to the training set, and {step.loss.objective!r} is made from the rows "
-            "before these are added: set he_da='released', or choose another objective"
+            f"he_da='paper' adds mixed images to the training set, and {with_settings(slot)} is made for the rows "
+            "before these are added: set he_da='released', or leave it out"
         )
     if args.he_da == "paper" or dataset is None or isinstance(dataset, IterableDataset):
         return

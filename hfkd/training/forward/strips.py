@@ -38,7 +38,7 @@ class StripForward(DenseForward):
             asked = teacher is not None and bool(self.loss.kd_weight)
             rows = torch.arange(len(maps), device=maps.device)
             self.watch.outputs(maps.flatten(1), taught.flatten(1) if asked else None, rows)
-        known = replace(found.known, rest=self.task.added_loss(self.call, output, batch.inputs))
+        known = replace(batch.placed(found.known), rest=self.task.added_loss(self.call, output, batch.inputs))
         known = self.inner.beside(known, batch.inputs, (maps, mine), (taught, its))
         return *self.strips(found._replace(known=known), batch.num_items), self.loss.counted(known)
 

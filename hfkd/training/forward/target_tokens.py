@@ -53,7 +53,7 @@ class TargetForward:
             assert there is not None
             said, its = self.inner.of_teacher(lambda: asked.at_targets(read, there, *how))
         taught, whole = said
-        items = target_items(Outputs(logits), taught, targets, batch.progress)
+        items = batch.placed(target_items(Outputs(logits), taught, targets, batch.progress))
         if whole is not None:
             items = self.inner.joined(items, inputs, (logits_of(output), mine), (whole, its))
         if self.watch is not None:

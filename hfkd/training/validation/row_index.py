@@ -13,35 +13,37 @@ from torch.utils.data import ConcatDataset, Subset
 from transformers.trainer_utils import has_length
 
 from hfkd.data.epochs import unchanged_column
+from hfkd.losses.base import with_settings
 
 NUMBERED = "rows.add_column('index', np.arange(len(rows)))"
 
 
-def row_index(objective: Any, rows: Any, batch: Mapping[str, Any]) -> Tensor | None:
-    """The index of each row [N]; None if it is the row's number, as in a dataset that is used whole and in its order.
+def row_index(slot: Any, rows: Any, batch: Mapping[str, Any]) -> Tensor | None:
+    """The index of each row [N]; None if it is the row's number, as in a dataset that is used whole and in its order,
+    and if there are no stored rows (a stream).
 
     batch: of the first rows, which show what a dataset of the user's own has. Raises ValueError if rows have no index,
     if several have the same, or if it is neither stored nor the row's number.
     """
-    if not has_length(rows):
-        return None
-    first = batch.get("index")
+    first, name = batch.get("index"), with_settings(slot)
     if not isinstance(first, Tensor):
         raise ValueError(
-            f"{objective!r} looks training rows up by their number, and the rows have no column 'index': add it, as in "
+            f"{name} looks training rows up by their number, and the rows have no column 'index': add it, as in "
             f"{NUMBERED}, or return it in each row of a dataset of your own"
         )
+    if not has_length(rows):
+        return None
     stored = _stored(rows)
     if stored is None:
         if first[0] != 0:
             raise ValueError(
-                f"{objective!r} looks training rows up by their number, and 'index' of the first row is "
+                f"{name} looks training rows up by their number, and 'index' of the first row is "
                 f"{int(first[0])}, as in a part of another dataset: return the row's number in this one"
             )
         return None
     if len(stored.unique()) < len(stored):
         raise ValueError(
-            f"{objective!r} looks training rows up by 'index', which several rows have in common: number them anew, "
+            f"{name} looks training rows up by 'index', which several rows have in common: number them anew, "
             f"with rows.remove_columns('index') and {NUMBERED}"
         )
     return None if torch.equal(stored, torch.arange(len(stored))) else stored

@@ -12,6 +12,7 @@ from hfkd.losses.items import Items
 from hfkd.losses.objective_values import check_objectives, reads_logits_alone
 from hfkd.losses.slot_values import check_slots, is_ours
 from hfkd.tasks.base import Task
+from hfkd.training.forward.micro_batch import MicroBatch
 from hfkd.training.forward.strips import by_strips
 from hfkd.training.validation.probabilities import refuse_log_probabilities
 from hfkd.utils.random_state import kept_random_state
@@ -32,7 +33,7 @@ def slot_check(loss: DistillationLoss, task: Task, num_classes: int | None, chun
             refuse_log_probabilities(loss.temperature, teacher)
         if loss.own_slots or terms or not loss.labelled:
             student, teacher = (z[..., :num_classes].cpu() for z in (student, teacher))
-            given = task.items(batch, student, teacher)
+            given = MicroBatch(batch).placed(task.items(batch, student, teacher))
             check_slots(loss, loss.seen(given))
             alone = [term for term in terms if reads_logits_alone(term.objective)]
             check_objectives(alone, loss.seen(given), in_parts)
