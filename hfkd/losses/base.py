@@ -1,7 +1,7 @@
 """The base classes of the three slots (objective, temperature, weighting), and what a slot may require."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -191,7 +191,11 @@ def with_settings(slot: Any) -> str:
     if own is not object.__repr__ and not module:
         inner = getattr(slot, "_inner", None)  # of a slot that wraps another
         return repr(slot) if inner is None else repr(slot).replace(repr(inner), with_settings(inner))
-    left_out = ("training",) if module else ()
+    return by_attributes(slot, ("training",) if module else ())
+
+
+def by_attributes(slot: Any, left_out: Sequence[str] = ()) -> str:
+    """`Name(key=value)` of an object's plain attributes."""
     settings = {k: v for k, v in getattr(slot, "__dict__", {}).items() if not k.startswith("_") and k not in left_out}
     said = ", ".join(f"{name}={_published(value)!r}" for name, value in settings.items() if _plain(value))
     return f"{type(slot).__name__}({said})"

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from hfkd.losses.slot_values import differ, is_ours
+from hfkd.losses.slot_state import differ
+from hfkd.losses.slot_values import is_ours
 from hfkd.losses.temperatures import Fitted
 from hfkd.utils.argument_types import SoftmaxTemperature, fitting
 

@@ -7,27 +7,30 @@ N items, C classes.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hfkd.losses.base import Objective, requirements_of, trained_modules
+from hfkd.losses.base import Objective, requirements_of, softens
 from hfkd.losses.items import Items
 from hfkd.losses.outputs import Outputs
 from hfkd.losses.slot_values import (
-    Overwritten,
+    Refused,
     first,
     is_ours,
+    leaves,
     on_copy,
     one_per_item,
     one_per_sample,
     refuse_classes,
     refuse_overwritten,
+    refuse_untrained,
     repeated,
 )
+from hfkd.losses.temperatures import Constant
 from hfkd.losses.terms import Term
 from hfkd.utils.random_state import kept_random_state
 
@@ -48,24 +51,27 @@ class _Try:
     own: Tensor | None = None
 
 
-def check_objectives(terms: Iterable[Term], items: Items, in_parts: bool = False) -> None:
+def check_objectives(terms: Iterable[Term], items: Items, loss: Any, in_parts: bool = False) -> None:
     """Call custom objectives on a few items, with gradients. Raises ValueError for those that train something else.
 
-    in_parts: whether the loss is computed over chunks of items. An objective that raises is warned of: it may expect a
-    whole batch.
+    in_parts: whether the loss, which has these terms, is computed over chunks of items. An objective that raises is
+    warned of: it may expect a whole batch.
     """
+    readers = [term for term in loss.terms if softens(term.objective)]
+    chosen = loss.temperature_chosen or not isinstance(loss.temperature, Constant)
     if not all(type(one) is Outputs for one in (items.student, items.teacher)):  # stored ones, or groups of tokens
         return
     for term in terms:
         if not is_ours(term.objective):
             some = items if term.by_sample else first(items, max(MOST_LOGITS // items.student.num_classes, 8))
-            _check(term.objective, _enough(some, term.objective), in_parts and not term.by_sample)
+            unread = loss.temperature if chosen and readers == [term] else None
+            _check(term.objective, _enough(some, term.objective), in_parts and not term.by_sample, unread)
 
 
-def _check(objective: Any, items: Items, in_parts: bool) -> None:
+def _check(objective: Any, items: Items, in_parts: bool, unread: Any) -> None:
     try:
         tried = _try(objective, items)
-    except Overwritten:
+    except Refused:
         raise
     except Exception as error:
         _look_at_failure(objective, items, error)
@@ -75,26 +81,62 @@ def _check(objective: Any, items: Items, in_parts: bool) -> None:
     check = one_per_sample if getattr(objective, "level", "item") == "sample" else _one_per_item
     check(items, tried.values)
     _refuse_no_gradient(tried)
-    _refuse_untrained(tried)
-    if in_parts and not requirements_of(objective).relations:
-        _refuse_relations(objective, items, tried)
+    refuse_untrained("objective", tried.objective, (tried.values, tried.relations, tried.own), tried.starts)
+    if unread is not None:
+        _warn_unread(objective, items, tried, unread)
+    if check is _one_per_item and not requirements_of(objective).relations:
+        _look_at_relations(objective, items, tried, in_parts)
 
 
-def _refuse_relations(objective: Any, items: Items, tried: _Try) -> None:
-    """Raise ValueError if the first items have other values without the last, as in the chunks of a loss."""
-    part = first(items, max(len(items) // 3, 1))  # of two rows, not the whole first
+def _warn_unread(objective: Any, items: Items, tried: _Try, temperature: Any) -> None:
+    """Warn if the values that are not 0 are the same at other temperatures."""
+    again = _try(objective, items, of=2 * len(items))  # nearer to 1
+    pairs = ((tried.values, again.values), (tried.relations, again.relations))
+    known = [(one.detach(), other.detach()) for one, other in pairs if one is not None and other is not None]
+    if all(torch.equal(one, other) for one, other in known) and any(bool(one.any()) for one, _ in known):
+        logger.warning(
+            "The objective's values on the first rows are the same at other temperatures, so that %r has no effect, "
+            "although the log and results.json have it: divide the logits by the objective's second argument [items] "
+            "(items.log_probabilities(temperature), or z / temperature.unsqueeze(-1)), or leave the temperature out.",
+            temperature,
+        )
+
+
+def _look_at_relations(objective: Any, items: Items, tried: _Try, in_parts: bool) -> None:
+    """Look whether the first items have other values without the last. ValueError in the chunks of a loss, where they
+    are without them; otherwise a warning if they are all of their samples.
+    """
+    count = (
+        max(len(items) // 3, 1) if in_parts else _of_first_sample(items)
+    )  # in chunks: of two rows, not the whole first
+    part = first(items, count)
     if len(part) == len(items) or not _same(_try(objective, items, skip=1).values, tried.values):  # it draws numbers
         return
     try:
         found = _try(objective, part, of=len(items)).values
     except Exception:  # as its first step would
         return
-    if not _same(found, tried.values[: len(part)]):
+    if _same(found, tried.values[: len(part)]):
+        return
+    if in_parts:
         raise ValueError(
             f"the objective gives {len(part)} items other values alone than among {len(items)}, and the loss is "
             "computed for a few items at a time: derive it from hfkd.Objective, with a method requirements() that "
             "returns Requirements(relations=True) (hfkd.losses.base), and leave loss_chunk_size at 0"
         )
+    logger.warning(
+        "The objective gives %d of the first items other values alone than among %d. If it compares items, derive it "
+        "from hfkd.Objective, with a method requirements() that returns Requirements(relations=True) "
+        "(hfkd.losses.base). If it does not mean to, look for values [items, 1] beside others [items], which make "
+        "[items, items] of both.",
+        len(part),
+        len(items),
+    )
+
+
+def _of_first_sample(items: Items) -> int:
+    """The number of items of the first sample that has any."""
+    return int((items.sample == items.sample[0]).sum()) if len(items) else 0
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -182,7 +224,7 @@ def _refuse_no_gradient(tried: _Try) -> None:
         return
     starts = {id(one) for one in tried.starts}
     parts = [tried.values] + [one for one in (tried.relations,) if one is not None]
-    if any(id(leaf) in starts for part in parts for leaf in _leaves(part)):
+    if any(id(leaf) in starts for part in parts for leaf in leaves(part)):
         return
     message = (
         "the objective's values have no gradient for the student, which would not learn from the teacher: compute them "
@@ -191,38 +233,6 @@ def _refuse_no_gradient(tried: _Try) -> None:
     if any(bool(part.detach().ne(0).any()) for part in parts):
         raise ValueError(message)
     logger.warning("On the first rows %s. They are 0 there; if a mask leaves out these rows, all is well.", message)
-
-
-def _refuse_untrained(tried: _Try) -> None:
-    """Raise ValueError for parameters that the values depend on and that are not the objective's."""
-    known = {id(one) for one in tried.starts}
-    known |= {id(one) for module in trained_modules(tried.objective) for one in module.parameters()}
-    parts = (tried.values, tried.relations, tried.own)
-    found = [leaf for part in parts if part is not None for leaf in _leaves(part) if id(leaf) not in known]
-    if found:
-        shapes = ", ".join(str(list(shape)) for shape in dict.fromkeys(tuple(one.shape) for one in found))
-        raise ValueError(
-            f"the objective uses trainable parameters of shape {shapes} that are not its own, so that nothing would "
-            "train, move or save them: derive it from nn.Module too (class Mine(nn.Module, Objective)), and keep them "
-            "as attributes (several in an nn.ModuleList); of parameters that should stay as they are, call "
-            "requires_grad_(False)"
-        )
-
-
-def _leaves(values: Tensor) -> Iterator[Tensor]:
-    """The tensors whose gradient would be accumulated by a backward pass from `values`."""
-    if values.requires_grad and values.grad_fn is None:
-        yield values
-    seen: set[Any] = set()
-    todo: list[Any] = [values.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if isinstance(variable := getattr(node, "variable", None), Tensor):
-            yield variable
-        todo += [following for following, _ in node.next_functions]
 
 
 def reads_logits_alone(objective: Any) -> bool:

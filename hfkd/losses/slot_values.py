@@ -8,17 +8,19 @@ N items.
 
 import copy
 import logging
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from hfkd.losses.base import trained_modules
 from hfkd.losses.items import Items
 from hfkd.losses.outputs import Outputs
+from hfkd.losses.slot_state import changed, in_checkpoints, kept_nowhere
+from hfkd.utils.messages import some
 from hfkd.utils.random_state import kept_random_state
 from hfkd.utils.targets import IGNORED
 
@@ -85,57 +87,101 @@ def check_slots(loss: Any, items: Items) -> None:
     Exceptions and wrong numbers of values are left to the first step, because a slot may expect a whole batch.
     """
     for name in loss.own_slots if loss.kd_weight and len(items) else ():
-        some = repeated(items, len(items) + 1) if len(items) == items.student.num_classes else items
+        few = repeated(items, len(items) + 1) if len(items) == items.student.num_classes else items
         try:
-            with kept_random_state(), on_copy(name, getattr(loss, name)) as slot, refuse_overwritten(name, some):
-                values = slot(some)
-        except Overwritten:
+            with kept_random_state(), on_copy(name, getattr(loss, name)) as slot, refuse_overwritten(name, few):
+                with torch.enable_grad():
+                    values = slot(few)
+                refuse_untrained(name, slot, [values])
+        except Refused:
             raise
         except Exception:
             continue
-        if isinstance(values, Tensor) and values.ndim == 1 and len(values) != len(some):
-            refuse_classes(name, some, values)
+        if isinstance(values, Tensor) and values.ndim == 1 and len(values) != len(few):
+            refuse_classes(name, few, values)
             continue
-        wrong = ~right(name, one_per_item(some, name, values))
+        wrong = ~right(name, one_per_item(few, name, values).detach())
         if wrong.any():
             value = values[wrong][0].item()
             raise ValueError(f"the {name} returned {value:g} for one of the first rows: {RULES[name]}")
 
 
+class Refused(ValueError):
+    """A slot does what would train something else; it did not fail by itself."""
+
+
 @contextmanager
 def on_copy(name: str, slot: Any, warns: bool = True) -> Iterator[Any]:
-    """A copy of the slot to call, so that one with state is not changed. Warns of state that is not in checkpoints."""
-    tried, before = copy.deepcopy(slot), vars(copy.deepcopy(slot)) if hasattr(slot, "__dict__") else {}
+    """A copy of the slot to call, so that one with state is not changed. Warns of state that is not in checkpoints.
+
+    Raises Refused for parameters and buffers that it makes in the call.
+    """
+    tried, before = copy.deepcopy(slot), kept_nowhere(copy.deepcopy(slot))
+    had = in_checkpoints(tried)
     yield tried
-    ours = nn.Module().__dict__.keys() if isinstance(tried, nn.Module) else ()
-    now = getattr(tried, "__dict__", {})
-    changed = [key for key in now if key not in ours and (key not in before or differ(before[key], now[key]))]
-    if changed and warns:
+    if made := sorted(in_checkpoints(tried) - had):
+        raise Refused(
+            f"the {name} makes {some(made)} when it is called, too late for the optimizer and for a resumed run: make "
+            "layers and buffers in __init__ or, from the shapes of the networks' layers, in build(context), as an "
+            "hfkd.Objective has it"
+        )
+    found = changed(before, kept_nowhere(tried))
+    if found and warns:
         logger.warning(
             "The %s changes its attribute %s when it is called. Checkpoints do not have it, so that a resumed run "
-            "begins with another: unless it only saves time, keep it in a buffer of an nn.Module (register_buffer).",
+            "begins with another: unless it only saves time, keep it in a persistent buffer of an nn.Module "
+            "(register_buffer), and draw random numbers from torch's own generator.",
             name,
-            " and ".join(changed),
+            " and ".join(found),
         )
 
 
-def differ(one: Any, other: Any) -> bool:
-    """Whether two values of an attribute are known to differ."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return not torch.equal(one, other)
-    if isinstance(one, (list, dict, set, deque)) and isinstance(other, type(one)) and len(one) != len(other):
-        return True
-    plain = (bool, int, float, str, type(None), Tensor)
-    return (isinstance(one, plain) or isinstance(other, plain)) and (type(one) is not type(other) or bool(one != other))
+def refuse_untrained(name: str, slot: Any, values: Iterable[Any], inputs: Iterable[Tensor] = ()) -> None:
+    """Raise Refused for parameters that the values depend on and that nothing would train.
+
+    inputs: what the values may depend on besides.
+    """
+    known = {id(one) for one in inputs}
+    if name != "weighting":
+        known |= {id(one) for module in trained_modules(slot) for one in module.parameters()}
+    given = [one for one in values if isinstance(one, Tensor)]
+    found = [leaf for one in given for leaf in leaves(one) if id(leaf) not in known]
+    if not found:
+        return
+    shapes = ", ".join(str(list(shape)) for shape in dict.fromkeys(tuple(one.shape) for one in found))
+    if name == "weighting":
+        raise Refused(
+            f"the weighting has trainable parameters of shape {shapes}, and weights are computed without gradient, so "
+            "that nothing would train them: call requires_grad_(False) on what should stay as it is, or learn a factor "
+            "in the values of an objective of your own"
+        )
+    raise Refused(
+        f"the {name} uses trainable parameters of shape {shapes} that are not its own, so that nothing would train, "
+        f"move or save them: derive it from nn.Module too (class Mine(nn.Module, {name.capitalize()})), and keep them "
+        "as attributes (several in an nn.ModuleList); of parameters that should stay as they are, call "
+        "requires_grad_(False)"
+    )
 
 
-class Overwritten(ValueError):
-    """A slot has changed its inputs in place."""
+def leaves(values: Tensor) -> Iterator[Tensor]:
+    """The tensors whose gradient would be accumulated by a backward pass from `values`."""
+    if values.requires_grad and values.grad_fn is None:
+        yield values
+    seen: set[Any] = set()
+    todo: list[Any] = [values.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(variable := getattr(node, "variable", None), Tensor):
+            yield variable
+        todo += [following for following, _ in node.next_functions]
 
 
 @contextmanager
 def refuse_overwritten(slot: str, items: Items, temperature: Tensor | None = None) -> Iterator[None]:
-    """Context in which a slot is called. Raises Overwritten if it changes in place what the rest of the loss reads.
+    """Context in which a slot is called. Raises Refused if it changes in place what the rest of the loss reads.
 
     Autograd notices only some of these changes, and none that a weighting makes.
     """
@@ -149,10 +195,10 @@ def refuse_overwritten(slot: str, items: Items, temperature: Tensor | None = Non
         read["the temperature"] = temperature
     before = {name: tensor._version for name, tensor in read.items()}
     yield
-    changed = [name for name, tensor in read.items() if tensor._version != before[name]]
-    if changed:
-        raise Overwritten(
-            f"the {slot} changes {' and '.join(changed)} in place, which the other parts of the loss read too: write "
+    altered = [name for name, tensor in read.items() if tensor._version != before[name]]
+    if altered:
+        raise Refused(
+            f"the {slot} changes {' and '.join(altered)} in place, which the other parts of the loss read too: write "
             "z = z / 2 instead of z /= 2, z.masked_fill(...) instead of z.masked_fill_(...), or copy first (clone())"
         )
 

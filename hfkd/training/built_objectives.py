@@ -121,7 +121,7 @@ class Builder:
         common = num_classes if self.task.vocabulary else None
         mine, its = (logits[..., :common] for logits, _ in found)
         items = MicroBatch(batch, seed=self.args.seed).placed(self.task.items(batch, mine, its))
-        check_objectives(terms, loss.seen(inner.joined(items, batch, *found)))
+        check_objectives(terms, loss.seen(inner.joined(items, batch, *found)), loss)
 
     @torch.no_grad()
     def of_student(self, capture: FeatureCapture, batch: Mapping[str, Any]) -> Found:

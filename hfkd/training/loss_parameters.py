@@ -65,6 +65,11 @@ def prepare(loss: DistillationLoss, num_classes: int | None, args: Any) -> None:
         with torch.no_grad():  # initializes sizes that depend on the number of classes
             logits = torch.zeros(1, num_classes)
             loss.choose(image_items(logits, logits, torch.zeros(1, dtype=torch.long)))
+    if lazy := [name for name, p in loss.named_parameters() if is_lazy(p)]:
+        raise ValueError(
+            f"{some(lazy)} of the loss has no shape yet, and no optimizer takes it: make such layers in "
+            "build(context) of the objective, which says the sizes (context.num_classes, context.student.shape(layer))"
+        )
 
 
 def touched(loss: DistillationLoss, student: nn.Module) -> Tensor | None:
@@ -240,14 +245,20 @@ class CheckTrained(TrainerCallback):
         named = ((name, p) for name, p in self.host.model.named_parameters() if id(p) not in apart)
         trainable = {name: p for name, p in named if p.requires_grad}
         without = [name for name, parameter in trainable.items() if parameter.grad is None]
+        own = [name for name in without if CHILD in name.split(".")]
         if len(without) == len(trainable):  # a step that is left out, or an optimizer that has taken it already
             return
         self._looked = True
-        if without:
+        if own:
+            logger.warning(
+                "%s of the loss got no gradient at the first step, and train only if later values depend on them.",
+                some(name.partition(f"{CHILD}.")[2] for name in own),
+            )
+        if len(without) > len(own):
             logger.warning(
                 "%s got no gradient at the first step, and train only if later batches reach them: the loss reads the "
                 "student's logits, of several outputs the first.",
-                some(without),
+                some(name for name in without if name not in own),
             )
 
 

@@ -3,7 +3,7 @@
 import ast
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -102,7 +102,10 @@ def _coefficient(value: Any, kind: str) -> float:
 def _named(name: str, keywords: dict[str, Any], table: Mapping[str, Callable[..., Any]], kind: str) -> Any:
     if name not in table:
         hint = did_you_mean(name, table)
-        raise ValueError(f"unknown {kind} {name!r}{hint}: pass one of {sorted(table)}, or a callable")
+        raise ValueError(
+            f"unknown {kind} {name!r}{hint}: pass one of {sorted(table)}, or a callable; one of your own has a name "
+            "once its module is imported (--import)"
+        )
     return _build(table[name], name, keywords, kind)
 
 
@@ -128,11 +131,24 @@ def _parse(spec: str, kind: str) -> tuple[str, dict[str, Any]]:
     return tree.func.id, keywords
 
 
+def _given(factory: Callable[..., Any], name: str, missing: Sequence[str]) -> str:
+    """How to give the arguments that a slot lacks."""
+    if not inspect.isfunction(factory):
+        return f"write {name}({', '.join(f'{one}=...' for one in missing)})"
+    return (
+        "what is registered is called with the settings alone, and returns the slot; register a class whose instances "
+        f"are called with the items, or pass the function itself ({factory.__name__}) instead of its name"
+    )
+
+
 def _build(factory: Callable[..., Any], name: str, keywords: dict[str, Any], kind: str) -> Any:
     known = inspect.signature(factory).parameters
     unknown = [k for k in keywords if k not in known]
     if unknown:
         raise ValueError(f"{kind} {name!r} has no argument {unknown[0]!r}: it takes {list(known) or 'none'}")
+    fixed = (p for p in known.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+    if missing := [p.name for p in fixed if p.name not in keywords]:
+        raise ValueError(f"{kind} {name!r} needs a value of {missing[0]!r}: {_given(factory, name, missing)}")
     try:
         return factory(**keywords)
     except TypeError as error:  # a value of the wrong type, such as beta="x"

@@ -9,7 +9,7 @@ from toys import CLASSES, Net, Rows, arguments, teacher
 
 from hfkd import DistillationTrainer, Objective
 from hfkd.data.text_collate import TokenCollator
-from hfkd.losses.base import Requirements
+from hfkd.losses.base import Requirements, Temperature, Weighting
 from hfkd.losses.items import image_items
 from hfkd.losses.slot_values import one_per_item
 
@@ -155,6 +155,164 @@ def test_what_may_be_meant_is_said(tmp_path, caplog, objective, message):
     assert message in caplog.text
 
 
+class Late(nn.Module, Objective):
+    """Its layer is made at the first call, when its width is known."""
+
+    def forward(self, items, temperature):
+        if not hasattr(self, "layer"):
+            self.layer = nn.Linear(items.student.num_classes, CLASSES)
+        return (self.layer(items.student.logits) - items.teacher.logits).square().mean(-1)
+
+
+class LateOnMaps(nn.Module, Objective):
+    level = "sample"
+
+    def requirements(self):
+        return Requirements(student=("conv",), teacher=("conv",))
+
+    def forward(self, items, temperature):
+        mine, its = items.student.features["conv"], items.teacher.features["conv"]
+        if not hasattr(self, "layer"):
+            self.layer = nn.Conv2d(mine.shape[1], its.shape[1], 1)
+        return (self.layer(mine) - its).square().mean((1, 2, 3))
+
+
+class LateTemperature(nn.Module, Temperature):
+    def forward(self, items):
+        if not hasattr(self, "t"):
+            self.t = nn.Parameter(torch.tensor(2.0))
+        return self.t.expand(len(items))
+
+
+class LateWeights(nn.Module, Weighting):
+    def forward(self, items):
+        if not hasattr(self, "mean"):
+            self.register_buffer("mean", items.teacher.entropy(1.0).mean())
+        return items.teacher.entropy(1.0) / self.mean
+
+
+class Prepared(nn.Module, Objective):
+    """Its width is known at the first call too, but its parameters are there before."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.LazyLinear(CLASSES)
+
+    def forward(self, items, temperature):
+        return (self.layer(items.student.logits) - items.teacher.logits).square().mean(-1)
+
+
+@pytest.mark.parametrize(
+    ("slots", "made"),
+    [
+        ({"objective": Late()}, "the objective makes layer.bias, layer.weight"),
+        ({"objective": ["kd", LateOnMaps()]}, "the objective makes layer.bias, layer.weight"),
+        ({"temperature": LateTemperature()}, "the temperature makes t"),
+        ({"weighting": LateWeights()}, "the weighting makes mean"),
+    ],
+)
+def test_layers_that_are_made_in_the_first_step_are_refused(tmp_path, slots, made):
+    """No optimizer would have them."""
+    with pytest.raises(ValueError, match=f"{made} when it is called, too late for the optimizer"):
+        make(tmp_path, **slots)
+
+
+def test_lazy_layers_are_made_where_their_shape_is_known(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"objective.layer.weight, .* of the loss has no shape yet.*context.num_classes"
+    ):
+        make(tmp_path, objective=Prepared())
+
+
+class LearnedOutside(Temperature):
+    """Not a module, so that nothing looks for its parameter."""
+
+    def __init__(self):
+        self.t = nn.Parameter(torch.tensor(2.0))
+
+    def __call__(self, items):
+        return self.t.expand(len(items))
+
+
+class LearnedWeights(nn.Module, Weighting):
+    def __init__(self, trains=True):
+        super().__init__()
+        self.layer = nn.Linear(CLASSES, 1).requires_grad_(trains)
+
+    def forward(self, items):
+        return self.layer(items.teacher.logits).squeeze(-1).sigmoid()
+
+
+def test_what_nothing_would_train_is_refused_of_temperatures_and_weightings(tmp_path):
+    with pytest.raises(ValueError, match=r"the temperature uses trainable .*class Mine\(nn.Module, Temperature\)"):
+        make(tmp_path, temperature=LearnedOutside())
+    for weighting in (LearnedWeights(), LearnedWeights().forward):
+        with pytest.raises(ValueError, match=r"the weighting has trainable parameters of shape \[1, 5\], \[1\], and w"):
+            make(tmp_path, weighting=weighting)
+    make(tmp_path, weighting=LearnedWeights(trains=False)).train()
+
+
+def of_one_temperature(items, temperature):
+    """The temperature that was chosen is not read."""
+    z, s = items.log_probabilities(torch.full_like(temperature, 2.0))
+    return (z.exp() * (z - s)).sum(-1)
+
+
+def of_its_own(items, temperature):
+    z, s = items.log_probabilities(temperature)
+    return (z.exp() * (z - s)).sum(-1)
+
+
+class Unsoftened(Objective):
+    softens = False
+
+    def __call__(self, items, temperature):
+        return of_one_temperature(items, temperature)
+
+
+@pytest.mark.parametrize(
+    ("slots", "said"),
+    [
+        ({"objective": of_one_temperature, "temperature": "energy"}, True),
+        ({"objective": of_one_temperature, "temperature": 2.0}, True),
+        ({"objective": of_one_temperature}, False),
+        ({"objective": ["kd", of_one_temperature], "temperature": "energy"}, False),
+        ({"objective": of_its_own, "temperature": "energy"}, False),
+        ({"objective": Unsoftened(), "temperature": 2.0}, False),
+    ],
+)
+def test_a_temperature_that_is_not_read_is_said(tmp_path, caplog, slots, said):
+    make(tmp_path, **slots)
+    assert ("the same at other temperatures, so that" in caplog.text) == said
+
+
+def confident(items, temperature):
+    """[N, 1] beside [N] makes [N, N] of both, whose mean over the last dimension is [N] again."""
+    confidence = items.teacher.logits.softmax(-1).amax(-1, keepdim=True)
+    return (confidence * of_its_own(items, temperature)).mean(-1)
+
+
+class Batch(Objective):
+    def requirements(self):
+        return Requirements(relations=True)
+
+    def __call__(self, items, temperature):
+        return confident(items, temperature)
+
+
+ALONE = "of the first items other values alone than among"
+
+
+def test_values_that_depend_on_other_items_are_said(tmp_path, caplog):
+    make(tmp_path, objective=confident)
+    assert ALONE in caplog.text
+    assert "[items, 1] beside others [items]" in caplog.text
+    caplog.clear()
+    for objective in (of_its_own, Batch(), lambda i, t: of_its_own(i, t) * torch.rand(len(i))):
+        make(tmp_path, objective=objective)
+    assert ALONE not in caplog.text
+
+
 class Relating(Objective):
     """Nothing an item, and a relation between two."""
 
@@ -241,6 +399,13 @@ def test_what_compares_items_is_refused_where_they_come_in_chunks(tmp_path):
             pixels(tmp_path, objective)
         tokens(tmp_path / "whole", objective)
     pixels(tmp_path / "declared", Declared()).train()
+
+
+def test_whole_samples_are_compared_where_there_are_no_chunks(tmp_path, caplog):
+    tokens(tmp_path, of_each_sample)
+    assert ALONE not in caplog.text
+    tokens(tmp_path, centred)
+    assert ALONE in caplog.text
 
 
 def test_what_treats_items_alone_goes_in_chunks(tmp_path):

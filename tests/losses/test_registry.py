@@ -9,12 +9,14 @@ from toys import Net, Rows, arguments, teacher
 
 from hfkd import (
     DistillationArguments,
+    DistillationLoss,
     DistillationTrainer,
     Objective,
     register_objective,
     register_temperature,
     register_weighting,
 )
+from hfkd.losses.base import Weighting
 from hfkd.losses.registry import OBJECTIVES, TEMPERATURES, WEIGHTINGS
 from hfkd.utils.parsing import parse
 
@@ -134,3 +136,37 @@ def test_a_class_of_a_notebook_may_be_renamed_and_its_cell_run_again(monkeypatch
     main.__file__ = "script.py"
     with pytest.raises(ValueError, match="weighting 'celled' is taken by __main__.Renamed: choose another name"):
         cell("Mine", main)
+
+
+def test_a_function_that_is_the_slot_is_passed_as_it_is():
+    @register_objective("as_a_function")
+    def squares(items, temperature):
+        return (items.student.logits - items.teacher.logits).square().mean(-1)
+
+    try:
+        with pytest.raises(
+            ValueError, match=r"'as_a_function' needs a value of 'items': .*pass the function itself \(squ"
+        ):
+            DistillationLoss("as_a_function")
+    finally:
+        OBJECTIVES.pop("as_a_function")
+    assert DistillationLoss(squares).objective is squares
+
+
+def test_an_argument_without_a_default_is_asked_for():
+    @register_weighting("by_table")
+    class ByTable(Weighting):
+        def __init__(self, table, rows=2):
+            self.table = table
+
+        def __call__(self, items):
+            return items.teacher.entropy(1.0)
+
+    try:
+        with pytest.raises(
+            ValueError, match=r"weighting 'by_table' needs a value of 'table': write by_table\(table=...\)"
+        ):
+            DistillationLoss(weighting="by_table")
+        assert DistillationLoss(weighting="by_table(table=3)").weighting.table == 3
+    finally:
+        WEIGHTINGS.pop("by_table")

@@ -15,6 +15,7 @@ from toys import CHECKPOINTING, CLASSES, Net, Rows, arguments, teacher
 from hfkd import DistillationTrainer, Objective
 from hfkd.losses.base import Requirements
 from hfkd.losses.features import AT, LSH, FitNet
+from hfkd.losses.features.pairs import LayerPairs
 from hfkd.losses.functional import upcast
 from hfkd.models import Peers, image_classifier
 from hfkd.training.loss_parameters import FILE
@@ -199,6 +200,22 @@ def test_hooks_go_with_the_trainer(tmp_path):
 
 
 # ---- tokens ----------------------------------------------------------------------------------------------------------
+
+
+class Projected(LayerPairs):
+    """It keeps its layers by the base class, under no name of its own."""
+
+    def __init__(self, layers=(1,), teacher_layers=(1,), scale=2.0):
+        super().__init__(layers, teacher_layers)
+        self.scale = scale
+
+    def forward(self, items, temperature):
+        return self.scale * sum(mine.mean((1, 2)) - its.mean((1, 2)) for mine, its in self.read(items)).square()
+
+
+def test_an_objective_says_its_settings_by_whatever_attributes_it_has():
+    assert repr(Projected()) == "Projected(student_keys=('1',), teacher_keys=('1',), scale=2.0)"
+    assert repr(Projected(2, 3, 1.0)) == "Projected(student_keys=('2',), teacher_keys=('3',), scale=1.0)"
 
 
 class HiddenMirror(Mirror):

@@ -1,7 +1,9 @@
 """A learned temperature in the trainer: trained, saved beside the student, resumed, and the student stays plain."""
 
 from copy import deepcopy
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,7 +14,7 @@ from transformers import AutoModelForImageClassification, TrainerCallback
 from hfkd import DistillationTrainer
 from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
-from hfkd.losses.base import Temperature
+from hfkd.losses.base import Temperature, Weighting
 from hfkd.losses.learned_temperature import Learned
 from hfkd.models import image_classifier
 from hfkd.training.checkpoints.manifest import write_manifest
@@ -336,3 +338,119 @@ def test_a_callback_has_the_students_own_weights(tmp_path, kind):
         assert not [name for name in saved if "distillation_loss" in name]
     with pytest.raises(RuntimeError, match="Missing key"):  # of the student's own
         student.load_state_dict({})
+
+
+class Table:
+    """What a slot keeps in an object of its own."""
+
+    def __init__(self):
+        self.mean, self.seen, self.rows = 0.0, np.zeros(3), {"mean": 0.0}
+
+
+class Keeping(Weighting):
+    """The same in other places that no checkpoint has."""
+
+    def __init__(self, kind):
+        self.kind, self.means, self.rows, self.table = kind, [0.0] * 3, {"mean": 0.0}, Table()
+        self.torchs, self.numpys = torch.Generator().manual_seed(0), np.random.default_rng(0)
+
+    def __call__(self, items):
+        return getattr(self, self.kind)(items.teacher.entropy(3.0))
+
+    def in_a_list(self, entropy):
+        self.means[0] += float(entropy.mean())
+        return entropy
+
+    def in_a_dict(self, entropy):
+        self.rows["mean"] += float(entropy.mean())
+        return entropy
+
+    def in_an_array(self, entropy):
+        self.table.seen[0] += 1
+        return entropy
+
+    def in_an_object(self, entropy):
+        self.table.mean += 1
+        return entropy
+
+    def of_torch(self, entropy):
+        return entropy * torch.rand(len(entropy), generator=self.torchs)
+
+    def of_numpy(self, entropy):
+        return entropy * torch.from_numpy(self.numpys.random(len(entropy))).float()
+
+    def nothing(self, entropy):
+        return entropy
+
+
+class Lost(nn.Module):
+    """A buffer that is not in the state dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()), persistent=False)
+
+    def forward(self, items):
+        self.mean += 1
+        return items.teacher.entropy(3.0)
+
+    def weights(self, items):
+        return self(items)
+
+
+class Within(nn.Module):
+    """An attribute of a module in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Identity())
+        self.counter = Counter()
+
+    def forward(self, items):
+        return self.counter(items.teacher.entropy(3.0))
+
+
+class Counter(nn.Module):
+    count = 0
+
+    def forward(self, x):
+        self.count += 1
+        return x
+
+
+@pytest.mark.parametrize(
+    ("weighting", "name"),
+    [
+        (Keeping("in_a_list"), "means"),
+        (Keeping("in_a_dict"), "rows"),
+        (Keeping("in_an_array"), "table"),
+        (Keeping("in_an_object"), "table"),
+        (Keeping("of_torch"), "torchs"),
+        (Keeping("of_numpy"), "numpys"),
+        (Keeping("nothing"), None),
+        (Counting().__call__, "mean"),
+        (partial(Counting()), "mean"),
+        (Lost(), "mean"),
+        (Lost().weights, "mean"),
+        (Within(), "counter.count"),
+    ],
+)
+def test_so_is_state_in_any_other_place(tmp_path, caplog, weighting, name):
+    given = Net(), teacher(), arguments(tmp_path)
+    DistillationTrainer(*given, train_dataset=Rows(), weighting=weighting)
+    assert ("changes its attribute" in caplog.text) == (name is not None)
+    assert f"changes its attribute {name} when" in caplog.text or name is None
+
+
+class Unread(Learned):
+    """A parameter that no value depends on."""
+
+    def __init__(self):
+        super().__init__()
+        self.spare = nn.Parameter(torch.ones(()))
+
+
+def test_a_parameter_of_the_loss_without_a_gradient_is_named_as_such(tmp_path, caplog):
+    DistillationTrainer(Net(), teacher(), arguments(tmp_path), train_dataset=Rows(), temperature=Unread()).train()
+    assert "temperature.spare of the loss got no gradient at the first step" in caplog.text
+    assert "of several outputs the first" not in caplog.text

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from hfkd.losses.base import Objective
+from hfkd.losses.base import Objective, by_attributes
 
 
 class FeatureObjective(nn.Module, Objective):
@@ -23,4 +23,6 @@ class FeatureObjective(nn.Module, Objective):
 
     def __repr__(self) -> str:
         names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
+        if not all(hasattr(self, name) for name in names):  # a class of somebody's own
+            return by_attributes(self, ("training", "pairs"))
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"

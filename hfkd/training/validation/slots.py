@@ -36,7 +36,7 @@ def slot_check(loss: DistillationLoss, task: Task, num_classes: int | None, chun
             given = MicroBatch(batch).placed(task.items(batch, student, teacher))
             check_slots(loss, loss.seen(given))
             alone = [term for term in terms if reads_logits_alone(term.objective)]
-            check_objectives(alone, loss.seen(given), in_parts)
+            check_objectives(alone, loss.seen(given), loss, in_parts)
             if not loss.labelled:
                 _refuse_readers_of_labels(loss, loss.seen(given), given)
 
