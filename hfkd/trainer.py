@@ -769,6 +769,7 @@ class DistillationTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.judged.watch.settle()
+        self.built.say_other_teacher()
         show_result(self.optimizer)
         final = self.whole.save(partial(super()._save_checkpoint, model, trial), self._get_output_dir(trial))
         if self.args.push_to_hub:

@@ -1,11 +1,17 @@
 """What somebody builds on hfkd: a temperature that is fitted, a task, a teacher, a trainer. Mistakes are named."""
 
+import re
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from toys import Net, Rows, arguments, teacher
+from transformers import TrainerCallback
 
 from hfkd import DistillationLoss, DistillationTrainer
+from hfkd.losses.base import Objective, Requirements, Temperature
 from hfkd.losses.items import Items
 from hfkd.losses.outputs import Outputs
 from hfkd.losses.temperatures import Energy, Fitted
@@ -238,3 +244,114 @@ def test_a_loss_without_the_count_of_an_accumulated_batch_is_refused(tmp_path, c
     assert caplog.text.count("OwnStep calls compute_loss without num_items_in_batch") == 1
     for one, other in zip(whole.model.parameters(), own.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+# ---- a teacher that changes ------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[1] / "docs" / "own_method.md"
+
+
+def follows():
+    """The callback of the page."""
+    code = next(
+        code for code in re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL) if "Follows" in code
+    )
+    names = {"torch": torch}
+    exec(code.partition("\n\n\nstudent =")[0], names)
+    return names["Follows"]
+
+
+class InPlace(TrainerCallback):
+    """The same without a word to anyone."""
+
+    def __init__(self, student, taught):
+        self.student, self.taught = student, taught
+
+    def on_step_end(self, args, state, control, **keywords):
+        for mine, its in zip(self.taught.parameters(), self.student.parameters(), strict=True):
+            mine.data.mul_(0.9).add_(its.data, alpha=0.1)
+
+
+def averaged(folder, kind, **keywords):
+    student, taught = Net(), Net()
+    given = student, taught, arguments(folder, max_steps=6, **keywords)
+    return taught, DistillationTrainer(*given, train_dataset=Rows(), callbacks=[kind(student, taught)])
+
+
+def test_a_teacher_that_follows_the_student_comes_back_on_resume(tmp_path, caplog):
+    kind = partial(follows(), decay=0.9)
+    taught, whole = averaged(tmp_path, kind, save_strategy="steps", save_steps=3)
+    whole.train()
+    again, resumed = averaged(tmp_path, kind)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    for one, other in ((whole.model, resumed.model), (taught, again)):
+        for mine, its in zip(one.parameters(), other.parameters(), strict=True):
+            assert torch.equal(mine, its)
+    assert not torch.equal(taught.head.weight, Net().head.weight)
+
+
+def test_one_that_no_checkpoint_has_is_said_once(tmp_path, caplog):
+    _, trainer = averaged(tmp_path, InPlace, save_strategy="steps", save_steps=2)
+    trainer.train()
+    assert caplog.text.count("The teacher's weights have changed since the training began") == 1
+    caplog.clear()
+    make(tmp_path, save_strategy="steps", save_steps=2).train()
+    assert "have changed since" not in caplog.text
+
+
+# ---- one slot for two trainers ---------------------------------------------------------------------------------------
+
+
+class Warming(nn.Module, Temperature):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, items):
+        self.steps += 1
+        return (1 + self.steps).expand(len(items))
+
+
+class Connected(nn.Module, Objective):
+    level, softens = "sample", False
+
+    def requirements(self):
+        return Requirements(student=("conv",), teacher=("conv",))
+
+    def build(self, context):
+        self.layer = nn.Conv2d(context.student.shape("conv")[0], context.teacher.shape("conv")[0], 1)
+
+    def forward(self, items, temperature):
+        difference = self.layer(items.student.features["conv"]) - items.teacher.features["conv"]
+        return difference.square().mean((1, 2, 3))
+
+
+ELSEWHERE = "has been trained in another trainer, and begins with what it learned there"
+
+
+def test_a_slot_that_another_trainer_has_trained_is_said(tmp_path, caplog):
+    slots = {"temperature": Warming()}
+    first = make(tmp_path / "a", slots=slots, save_strategy="steps", save_steps=2)
+    first.train()
+    first.train()
+    assert ELSEWHERE not in caplog.text
+    resumed = make(tmp_path / "a", slots=slots)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "run" / "checkpoint-2"))
+    assert ELSEWHERE not in caplog.text
+    make(tmp_path / "b", slots=slots).train()
+    assert f"Warming() {ELSEWHERE}" in caplog.text
+
+
+def test_layers_that_are_built_for_each_trainer_are_not_of_another(tmp_path, caplog):
+    slots = {"objective": ["kd", Connected()]}
+    losses = []
+    for name in ("a", "b"):
+        trainer = make(tmp_path / name, slots=slots)
+        trainer.train()
+        losses.append([entry["connected"] for entry in trainer.state.log_history if "connected" in entry])
+    assert losses[0] == losses[1]
+    assert ELSEWHERE not in caplog.text
+    both = [make(tmp_path / name, slots=slots) for name in ("c", "d")]  # the second has the first one's layers
+    for trainer in both:
+        trainer.train()
+    assert f"Connected() {ELSEWHERE}" in caplog.text

@@ -28,11 +28,13 @@ class BuiltFrom:
         self.trainer, self.rows, self.teacher = trainer, trainer.train_dataset, trainer.teacher
         self.taken, self.kinds = taken(trainer.args), kinds_of(trainer)
         self.planned: dict[str, Any] = {}
+        self._said = False
         self._weights = self._teacher_weights()
 
     def renew(self) -> None:
         """Called when a training starts: take the rows and the teacher's weights as they are now."""
         self.planned = planned(self.trainer.args)
+        self._said = False
         self._take_rows()
         self._take_teacher()
 
@@ -59,6 +61,17 @@ class BuiltFrom:
         # Last, as an interrupt may come before.
         self._weights, trainer.record = weights, trainer.record.of_teacher(self.teacher)
         self._say_kept_thresholds("The teacher has other weights")
+
+    def say_other_teacher(self) -> None:
+        """Called when a checkpoint is written: warn, once in a training, if the teacher has other weights by now."""
+        if self._said or self.teacher is None or torch.equal(self._teacher_weights(), self._weights):
+            return
+        self._said = True
+        logger.warning(
+            "The teacher's weights have changed since the training began. Checkpoints do not have them, so that a "
+            "resumed run would begin with the teacher that it is given: save them in on_save, and load them in "
+            "on_train_begin (docs/own_method.md, A teacher that changes)."
+        )
 
     def _look_anew(self, rows: Any) -> None:
         """Forget the stored outputs and HE-DA's choice of before."""

@@ -31,6 +31,7 @@ from hfkd.tasks.proof import untouched
 from hfkd.teachers import FrozenTeacher
 from hfkd.training.forward.features import InnerFeatures, of_outputs
 from hfkd.training.forward.micro_batch import MicroBatch
+from hfkd.training.loss_parameters import built_anew
 from hfkd.training.validation.label_values import stored_labels
 from hfkd.training.validation.layout import refuse_unsafe_parts
 from hfkd.training.validation.networks import as_networks_get, batch_of, on_device_of
@@ -92,6 +93,7 @@ class Builder:
             with kept_random_state():
                 torch.manual_seed(self.args.seed)
                 loss.objective.build(context)
+            built_anew(loss.objective)
             self.index_of_rows(loss, batch)  # of a stream too, where the objective is built for one
             refuse_unsafe_parts(loss, self.args)
             decoder_mask = self.task.decoder_mask if context.student.in_decoder else None

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from safetensors import SafetensorError
@@ -21,9 +22,10 @@ from torch.nn.parameter import is_lazy
 from transformers import TrainerCallback
 
 from hfkd.arguments import DistillationArguments
-from hfkd.losses.base import Slot
+from hfkd.losses.base import Objective, Slot, with_settings
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import image_items
+from hfkd.losses.terms import terms_of
 from hfkd.training.host import Host
 from hfkd.utils.files import write_atomically
 from hfkd.utils.launch import uses_fsdp
@@ -231,6 +233,7 @@ class CheckTrained(TrainerCallback):
                 f"{loss.temperature!r} has trainable parameters, which the optimizer does not include: pass all "
                 "trainable parameters of self.model in your create_optimizer"
             )
+        _say_trained_elsewhere(loss, self.host, resumed=state.global_step > 0)
         elsewhere = bool(args.deepspeed) or self.host.is_fsdp_enabled or steps_in_backward(args.optim)
         self._looked = elsewhere  # where its gradients are
 
@@ -260,6 +263,33 @@ class CheckTrained(TrainerCallback):
                 "student's logits, of several outputs the first.",
                 some(name for name in without if name not in own),
             )
+
+
+_trained_by: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # the last trainer of a slot, as a weak reference
+
+
+def _say_trained_elsewhere(loss: DistillationLoss, host: Host, resumed: bool) -> None:
+    """Warn of slots that have learned something in another trainer, as one object may be given to several."""
+    if not loss.distils:
+        return
+    for slot in (loss.temperature, loss.weighting, *(term.objective for term in loss.terms)):
+        if not isinstance(slot, nn.Module) or not slot.state_dict():
+            continue
+        other = _trained_by.get(slot)
+        if other is not None and other() is not host and not resumed:
+            logger.warning(
+                "%s has been trained in another trainer, and begins with what it learned there: make one for each "
+                "trainer, unless this training goes on with that one.",
+                with_settings(slot),
+            )
+        _trained_by[slot] = ref(host)
+
+
+def built_anew(objective: Any) -> None:
+    """Called when an objective has been built, with layers of its own that have learned nothing."""
+    for one in (term.objective for term in terms_of(objective)):
+        if isinstance(one, nn.Module) and isinstance(one, Objective) and one.builds:
+            _trained_by.pop(one, None)
 
 
 def students_own(state_dict: dict[str, Any] | None) -> dict[str, Any] | None:
