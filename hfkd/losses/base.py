@@ -169,6 +169,31 @@ class Objective(Slot):
         return None
 
 
+BASES: dict[str, type[Slot]] = {"objective": Objective, "temperature": Temperature, "weighting": Weighting}
+OF_SLOTS = ("requirements", "parameter_groups", "trained_modules")
+OF_OBJECTIVES = (*OF_SLOTS, "build", "relations", "own_loss", "level", "softens")
+
+
+def refuse_unread(name: str, slot: Any) -> None:
+    """Raise ValueError for a slot that says something of itself which is read of its base class alone.
+
+    Also for a module that torch cannot have in another one.
+    """
+    base, kind = BASES[name], type(slot).__name__
+    said = [one for one in (OF_OBJECTIVES if base is Objective else OF_SLOTS) if hasattr(slot, one)]
+    if said and not isinstance(slot, base):
+        raise ValueError(
+            f"the {name} {kind} has {', '.join(said)}, which is read of a class derived from "
+            f"hfkd.losses.base.{base.__name__} alone: write class {kind}({base.__name__}), or with layers of its own "
+            f"class {kind}(nn.Module, {base.__name__})"
+        )
+    if isinstance(slot, nn.Module) and type(slot).__hash__ is None:
+        raise ValueError(
+            f"the {name} {kind} is an nn.Module that cannot be hashed, as a dataclass that compares its fields: write "
+            "@dataclass(eq=False), or an __init__"
+        )
+
+
 def softens(objective: Any) -> bool:
     """Whether an objective reads the temperature; a callable that does not declare it may."""
     return not isinstance(objective, Objective) or objective.softens

@@ -23,7 +23,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hfkd.losses.base import Objective, Requirements, requirements_of, softens, trained_modules, with_settings
+from hfkd.losses.base import (
+    Objective,
+    Requirements,
+    refuse_unread,
+    requirements_of,
+    softens,
+    trained_modules,
+    with_settings,
+)
 from hfkd.losses.counts import Counts, Number, at_least
 from hfkd.losses.fitted_values import check_fitted, refuse_fitted
 from hfkd.losses.functional import upcast
@@ -82,6 +90,8 @@ class DistillationLoss(nn.Module):
         self.objective = resolve_objective(objective)
         self.temperature = resolve_temperature(temperature)
         self.weighting = resolve(weighting, WEIGHTINGS, "weighting")
+        refuse_unread("temperature", self.temperature)
+        refuse_unread("weighting", self.weighting)
         self.ce_weight, self.kd_weight, self.label_smoothing = ce_weight, kd_weight, label_smoothing
         # Whether it may distil. kd_weight may change in training, to 0 and back: what the slots need and learn stays.
         self.distils = kd_weight > 0

@@ -9,7 +9,16 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from hfkd.losses.base import Objective, Requirements, Slot, requirements_of, softens, trained_modules, with_settings
+from hfkd.losses.base import (
+    Objective,
+    Requirements,
+    Slot,
+    refuse_unread,
+    requirements_of,
+    softens,
+    trained_modules,
+    with_settings,
+)
 from hfkd.losses.context import BuildContext
 from hfkd.losses.items import Items
 from hfkd.losses.registry import OBJECTIVES
@@ -112,6 +121,8 @@ def resolve_objective(spec: Any) -> Any:
     An objective without a temperature becomes `Terms` too, so that it is logged under its name.
     """
     pairs = resolve_sum(spec, OBJECTIVES, "objective")
+    for _, one in pairs:
+        refuse_unread("objective", one)
     (coefficient, objective), *others = pairs
     if others or coefficient != 1 or not softens(objective):
         return objective if isinstance(objective, Terms) and not others and coefficient == 1 else Terms(pairs)

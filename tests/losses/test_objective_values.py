@@ -1,5 +1,7 @@
 """Objectives of one's own that run and train something else: refused, or warned of, when the trainer is built."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from task_toys import Pixels, masks
@@ -222,6 +224,59 @@ def test_lazy_layers_are_made_where_their_shape_is_known(tmp_path):
         ValueError, match=r"objective.layer.weight, .* of the loss has no shape yet.*context.num_classes"
     ):
         make(tmp_path, objective=Prepared())
+
+
+class Baseless(nn.Module):
+    """It has all that an objective has, but the base class."""
+
+    level = "sample"
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(CLASSES, CLASSES)
+
+    def parameter_groups(self):
+        return [{"params": list(self.parameters()), "lr": 1e-5}]
+
+    def forward(self, items, temperature):
+        return (self.layer(items.student.logits) - items.teacher.logits).square().mean(-1)
+
+
+class NeedsIndex:
+    def requirements(self):
+        return Requirements(index=True)
+
+    def __call__(self, items):
+        return torch.full((len(items),), 2.0)
+
+
+@dataclass
+class Compared(nn.Module, Objective):
+    """torch looks for modules in sets."""
+
+    scale: float = 2.0
+
+    def __post_init__(self):
+        super().__init__()
+
+    def forward(self, items, temperature):
+        return self.scale * squares(items).mean(-1)
+
+
+@pytest.mark.parametrize(
+    ("slots", "message"),
+    [
+        ({"objective": Baseless()}, r"Baseless has parameter_groups, level, .*class Baseless\(nn.Module, Objective\)"),
+        ({"objective": ["kd", (2.0, Baseless())]}, "the objective Baseless has parameter_groups, level"),
+        ({"weighting": NeedsIndex()}, r"the weighting NeedsIndex has requirements, .*class NeedsIndex\(Weighting\)"),
+        ({"temperature": NeedsIndex()}, "the temperature NeedsIndex has requirements"),
+        ({"temperature": LateWeights()}, "the temperature LateWeights has requirements"),
+        ({"objective": Compared()}, r"the objective Compared is an nn.Module that cannot be hashed.*eq=False"),
+    ],
+)
+def test_what_a_slot_says_of_itself_is_read_or_refused(tmp_path, slots, message):
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, **slots)
 
 
 class LearnedOutside(Temperature):
