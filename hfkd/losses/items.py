@@ -333,6 +333,17 @@ def token_hidden(
     return HiddenItems(student, teacher, tokens.labels, *samples, progress, tokens.lengths, tokens.row)
 
 
+def index_of_samples(index: Any, items: Any) -> Tensor | None:
+    """The dataset row of each sample [S] from that of each row of the batch [B]; None without one."""
+    if not isinstance(index, Tensor) or index.ndim != 1 or not len(index):
+        return None
+    row = getattr(items, "row", None)
+    if row is None or items.num_samples == len(index):  # a row, or a view of one
+        times, rest = divmod(items.num_samples, len(index))
+        return None if rest else index.repeat(times)
+    return index.new_full((items.num_samples,), -1).scatter(0, items.sample, index[row])  # documents
+
+
 def epoch_of(progress: float | None) -> int:
     """The current epoch, counted from 1, after `progress` epochs. Raises ValueError if their length is unknown."""
     if progress is None:

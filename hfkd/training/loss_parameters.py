@@ -66,7 +66,7 @@ def prepare(loss: DistillationLoss, num_classes: int | None, args: Any) -> None:
             )
         with torch.no_grad():  # initializes sizes that depend on the number of classes
             logits = torch.zeros(1, num_classes)
-            loss.choose(image_items(logits, logits, torch.zeros(1, dtype=torch.long)))
+            loss.temperature(image_items(logits, logits, torch.zeros(1, dtype=torch.long)))
     if lazy := [name for name, p in loss.named_parameters() if is_lazy(p)]:
         raise ValueError(
             f"{some(lazy)} of the loss has no shape yet, and no optimizer takes it: make such layers in "

@@ -11,12 +11,13 @@ from hfkd.losses.base import requirements_of
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import Items
 from hfkd.losses.outputs import Outputs
-from hfkd.losses.slot_values import check_slots
+from hfkd.losses.slot_values import check_slots, on_copy
 from hfkd.losses.temperatures import Fitted
 from hfkd.models.vocabulary import common_size
 from hfkd.tasks.base import Task
 from hfkd.teachers.token_cache.columns import HIGHEST_TEMPERATURE
 from hfkd.teachers.token_cache.underestimates import warn_of_underestimates
+from hfkd.utils.random_state import kept_random_state
 
 PROBED_TOKENS = 2
 
@@ -92,7 +93,7 @@ def _check_declared(loss: DistillationLoss, teacher: Any) -> None:
 
 @torch.no_grad()
 def _probe(loss: DistillationLoss, teacher: Any, dataset: Any) -> None:
-    """Call each slot on a few stored tokens, so that one that needs more than is stored fails now."""
+    """Call a copy of each slot on a few stored tokens, so that one that needs more than is stored fails now."""
     for number in range(len(dataset)):
         said = {name: values[:PROBED_TOKENS] for name, values in teacher.look_up([dataset[number]]).items()}
         stored = teacher.outputs(said)
@@ -102,15 +103,18 @@ def _probe(loss: DistillationLoss, teacher: Any, dataset: Any) -> None:
     else:
         return  # no target tokens
     zeros = torch.zeros(count, dtype=torch.long)
-    items = Items(Outputs(torch.zeros(count, stored.num_classes)), stored, zeros, zeros, 1)
-    loss.weighting(items)
+    index = torch.tensor([dataset[number]["index"]])
+    items = Items(Outputs(torch.zeros(count, stored.num_classes)), stored, zeros, zeros, 1, index=index)
+    with kept_random_state(), on_copy("weighting", loss.weighting, warns=False) as weighting:
+        weighting(items)
     check_slots(loss, items)
     slot = loss.temperature
     if isinstance(slot, Fitted):
         stored.energy(slot.energy_temperature)
-    for temperature in slot.choices:
-        if not torch.isfinite(loss.objective(items, torch.full((count,), temperature))).all():
-            raise ValueError(
-                f"the objective {loss.objective!r} uses another temperature internally, for which the teacher "
-                "cache has no values: train with the live teacher"
-            )
+    with kept_random_state(), on_copy("objective", loss.objective) as objective:
+        for temperature in slot.choices:
+            if not torch.isfinite(objective(items, torch.full((count,), temperature))).all():
+                raise ValueError(
+                    f"the objective {loss.objective!r} uses another temperature internally, for which the teacher "
+                    "cache has no values: train with the live teacher"
+                )

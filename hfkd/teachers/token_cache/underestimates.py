@@ -3,10 +3,11 @@
 N target tokens, k stored classes, V vocabulary, T one temperature.
 """
 
+import copy
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.functional import upcast
-from hfkd.losses.items import Items, target_items
+from hfkd.losses.items import Items, index_of_samples, target_items
 from hfkd.losses.outputs import Outputs
 from hfkd.losses.topk import TopKOutputs, spread
 from hfkd.models.calling import Call
@@ -64,12 +65,13 @@ def warn_of_underestimates(loss: DistillationLoss, teacher: Any, student: nn.Mod
     items, said = _items(teacher, student, rows)
     if not rows or not len(items):
         return
+    objective = copy.deepcopy(loss.objective)  # one with state is not changed
     for temperature in loss.temperature.choices:
         own = float(spread(items.student.logits / temperature, said.ids).mean())
         apart = max(teacher.spread(rows, temperature) - own, 0.0)
         t = torch.full((len(items),), temperature, device=items.sample.device)
         split = SplitItems(**vars(items), spread=min(apart, 1e6))
-        seen, whole = (float(loss.objective(one, t).mean()) for one in (items, split))
+        seen, whole = (float(objective(one, t).mean()) for one in (items, split))
         if whole > BADLY * seen and whole - seen > LEAST:
             share = float(items.log_probabilities(t)[1][:, -1].exp().mean())
             logger.warning(
@@ -102,4 +104,5 @@ def _items(teacher: Any, student: nn.Module, rows: Sequence[Any]) -> tuple[Items
     targets = Targets.of(batch)
     stored = {name: value.to(device) for name, value in teacher.look_up(rows).items()}
     said, size = teacher.outputs(stored), teacher.manifest.num_classes
-    return target_items(Outputs(upcast(targets.pick(logits))[:, :size]), said, targets), said
+    items = target_items(Outputs(upcast(targets.pick(logits))[:, :size]), said, targets)
+    return replace(items, index=index_of_samples(batch.get("index"), items)), said

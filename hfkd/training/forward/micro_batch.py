@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hfkd.losses.chunked_groups import HiddenGroups
 from hfkd.losses.counts import Counts, Number
-from hfkd.losses.items import HiddenItems, Items
+from hfkd.losses.items import HiddenItems, Items, index_of_samples
 
 Step = tuple[Tensor, dict[str, Tensor], Counts]  # the loss, its parts, and how many items these are means over
 AnyItems = TypeVar("AnyItems", Items, HiddenItems, HiddenGroups)
@@ -29,16 +29,5 @@ class MicroBatch:
 
     def placed(self, items: AnyItems) -> AnyItems:
         """The items with the dataset rows that they are of, and the run's seed and step."""
-        index = self.inputs.get("index")
-        known = _of_samples(index, items) if isinstance(index, Tensor) and index.ndim == 1 and len(index) else None
-        return replace(items, index=known, seed=self.seed, step=self.step)
-
-
-def _of_samples(index: Tensor, items: Items | HiddenItems | HiddenGroups) -> Tensor | None:
-    """The index of each sample [S] from that of each row [B]."""
-    row = None if isinstance(items, HiddenGroups) else items.row
-    if row is None or items.num_samples == len(index):  # a row, or a view of one
-        times, rest = divmod(items.num_samples, len(index))
-        return None if rest else index.repeat(times)
-    assert not isinstance(items, HiddenGroups)
-    return index.new_full((items.num_samples,), -1).scatter(0, items.sample, index[row])  # documents
+        index = index_of_samples(self.inputs.get("index"), items)
+        return replace(items, index=index, seed=self.seed, step=self.step)

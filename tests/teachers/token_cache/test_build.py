@@ -16,13 +16,14 @@ import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
 from text_toys import VOCAB, language_model, taught_model, token_dataset, tokenizer
+from torch import nn
 from toys import Net, Rows, arguments
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from hfkd import DistillationTrainer
 from hfkd.data.text_collate import TokenCollator
 from hfkd.evaluation import evaluate_sets
-from hfkd.losses.base import Requirements
+from hfkd.losses.base import Objective, Requirements, Weighting
 from hfkd.losses.items import target_items, token_items
 from hfkd.losses.logits import JSD, KD, AdaptiveKL, ReverseKL, SkewKL, SkewReverseKL, TotalVariation
 from hfkd.losses.outputs import Outputs
@@ -698,3 +699,56 @@ def test_two_ranks_store_and_train_the_same(tmp_path):
     losses = [[r["loss"] for r in log if "grad_norm" in r] for log in (one.state.log_history, record["log"])]
     assert len(losses[0]) == 3
     assert losses[0] == pytest.approx(losses[1], abs=2e-5)
+
+
+class Counting(nn.Module, Weighting):
+    """The number of calls, in a buffer, and which rows were seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros(32))
+
+    def requirements(self):
+        return Requirements(index=True)
+
+    def forward(self, items):
+        self.calls += 1
+        self.seen[items.index] += 1
+        return torch.ones(len(items))
+
+
+class Running(nn.Module, Objective):
+    """KL over its running mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, items, temperature):
+        self.calls += 1
+        return KD()(items, temperature)
+
+
+class Late(nn.Module, Objective):
+    def forward(self, items, temperature):
+        if not hasattr(self, "scale"):
+            self.scale = nn.Parameter(torch.ones(()))
+        return self.scale * KD()(items, temperature)
+
+
+def taught_by(folder, tmp_path, **slots):
+    args = arguments(tmp_path / "run", max_steps=4, temperature="2.0")
+    given = {"train_dataset": token_dataset(), "processing_class": tokenizer(), "data_collator": TokenCollator(0)}
+    return DistillationTrainer(language_model(), CachedTextTeacher(folder), args, **given, **slots)
+
+
+def test_slots_with_state_are_tried_on_a_copy_and_know_their_rows(folder, tmp_path):
+    trainer = taught_by(folder, tmp_path, weighting=Counting(), objective=Running())
+    loss = trainer.distillation_loss
+    assert loss.weighting.calls == loss.objective.calls == 0
+    trainer.train()
+    assert loss.weighting.calls == loss.objective.calls == 4
+    assert torch.equal(loss.weighting.seen, torch.ones(32))  # an epoch
+    with pytest.raises(ValueError, match="the objective makes scale when it is called"):
+        taught_by(folder, tmp_path, objective=Late())
