@@ -340,7 +340,7 @@ def index_of_samples(index: Any, items: Any) -> Tensor | None:
     row = getattr(items, "row", None)
     if row is None or items.num_samples == len(index):  # a row, or a view of one
         times, rest = divmod(items.num_samples, len(index))
-        return None if rest else index.repeat(times)
+        return None if rest else index if times == 1 else index.repeat(times)
     return index.new_full((items.num_samples,), -1).scatter(0, items.sample, index[row])  # documents
 
 

@@ -265,7 +265,8 @@ class CheckTrained(TrainerCallback):
             )
 
 
-_trained_by: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # the last trainer of a slot, as a weak reference
+# A part of the last trainer of a slot, as a weak reference.
+_trained_by: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
 def _say_trained_elsewhere(loss: DistillationLoss, host: Host, resumed: bool) -> None:
@@ -275,14 +276,14 @@ def _say_trained_elsewhere(loss: DistillationLoss, host: Host, resumed: bool) ->
     for slot in (loss.temperature, loss.weighting, *(term.objective for term in loss.terms)):
         if not isinstance(slot, nn.Module) or not slot.state_dict():
             continue
-        other = _trained_by.get(slot)
-        if other is not None and other() is not host and not resumed:
+        other, mine = _trained_by.get(slot), host.judged
+        if other is not None and other() is not mine and not resumed:
             logger.warning(
                 "%s has been trained in another trainer, and begins with what it learned there: make one for each "
                 "trainer, unless this training goes on with that one.",
                 with_settings(slot),
             )
-        _trained_by[slot] = ref(host)
+        _trained_by[slot] = ref(mine)
 
 
 def built_anew(objective: Any) -> None:

@@ -88,6 +88,12 @@ def test_each_public_name_is_there_when_it_is_asked_for():
         hfkd.DistilationTrainer  # noqa: B018
 
 
+def test_folders_of_the_package_are_there_after_its_import_alone():
+    used = "import hfkd; print(hfkd.models.without_adapters.__name__, hfkd.teachers.FrozenTeacher.__name__)"
+    done = subprocess.run([sys.executable, "-c", used], capture_output=True, text=True, check=True)
+    assert done.stdout == "without_adapters FrozenTeacher\n"
+
+
 def test_methods_lists_every_slot_with_its_defaults(capsys):
     assert main(["methods"]) == 0
     told = capsys.readouterr().out
