@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -350,7 +351,9 @@ class Setup:
             refuse_none_labelled(self.loss, rows, self.task)
             check_datasets({"train_dataset": rows}, look, self.task)
             if first := first_rows(rows):
-                self.task.check_rows(first, batch_of(first, look, self.call, self.task, self._labels))
+                batch = batch_of(first, look, self.call, self.task, self._labels)
+                self.task.check_rows(first, batch)
+                replace(self.builder, rows=rows).index_of_rows(self.loss, batch)
             if self.task.by_target:
                 refuse_packed_rows(self.loss, rows, self.collator)
 

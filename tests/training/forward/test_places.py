@@ -146,3 +146,15 @@ def test_groups_of_tokens_say_their_rows_too(tmp_path, chunk):
 def test_rows_without_an_index_are_refused_for_any_slot(tmp_path):
     with pytest.raises(ValueError, match=r"Seen\(.*\) looks training rows up by their number, and the rows"):
         images(rows=lambda: Rows(ROWS))(tmp_path, Seen([]))
+
+
+def test_so_are_rows_that_are_set_later(tmp_path):
+    trainer = images()(tmp_path, Seen([]))
+    trainer.train_dataset = Rows(ROWS)
+    with pytest.raises(ValueError, match="the rows have no column 'index'"):
+        trainer.train()
+    kept = []
+    trainer = images()(tmp_path, Seen(kept))
+    trainer.train_dataset = Numbered()
+    trainer.train()
+    assert len(kept) == 3
