@@ -90,8 +90,6 @@ class DistillationLoss(nn.Module):
         self.objective = resolve_objective(objective)
         self.temperature = resolve_temperature(temperature)
         self.weighting = resolve(weighting, WEIGHTINGS, "weighting")
-        refuse_unread("temperature", self.temperature)
-        refuse_unread("weighting", self.weighting)
         self.ce_weight, self.kd_weight, self.label_smoothing = ce_weight, kd_weight, label_smoothing
         # Whether it may distil. kd_weight may change in training, to 0 and back: what the slots need and learn stays.
         self.distils = kd_weight > 0
@@ -100,6 +98,8 @@ class DistillationLoss(nn.Module):
         check_fitted(self.temperature)
         for name, slot in (("weighting", self.weighting), *(("objective", term.objective) for term in self.terms)):
             refuse_fitted(name, slot)
+        refuse_unread("temperature", self.temperature)
+        refuse_unread("weighting", self.weighting)
         # Slots that are modules are children already. Trainable modules inside other slots become children here.
         hidden = [m for slot in self.slots if not isinstance(slot, nn.Module) for m in trained_modules(slot)]
         if hidden:
