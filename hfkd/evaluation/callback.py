@@ -2,6 +2,7 @@
 
 import logging
 import time
+import weakref
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -93,7 +94,8 @@ class RougeCallback(TrainerCallback):
         if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
             raise ValueError("eval_rouge cannot generate under FSDP 1: set fsdp_version: 2, or leave eval_rouge out")
         check_seeds(seeds)  # now, not at the first evaluation
-        self.trainer, self.seeds, self.rows = trainer, seeds, with_references(dev)
+        self.trainer: Any = weakref.proxy(trainer)  # which has this callback, and is to be freed with it
+        self.seeds, self.rows = seeds, with_references(dev)
         self.rouge_tokenizer = rouge_tokenizer
         self.settings = {"no_repeat_ngram_size": 0, "batch_size": trainer.args.eval_batch_size} | settings
         TextGenerator(*self._writer, **self.settings)  # raises now if settings do not fit

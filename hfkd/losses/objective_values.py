@@ -106,10 +106,8 @@ def _look_at_relations(objective: Any, items: Items, tried: _Try, in_parts: bool
     """Look whether the first items have other values without the last. ValueError in the chunks of a loss, where they
     are without them; otherwise a warning if they are all of their samples.
     """
-    count = (
-        max(len(items) // 3, 1) if in_parts else _of_first_sample(items)
-    )  # in chunks: of two rows, not the whole first
-    part = first(items, count)
+    # In chunks: of two rows, not the whole first.
+    part = first(items, max(len(items) // 3, 1) if in_parts else _of_first_sample(items))
     if len(part) == len(items) or not _same(_try(objective, items, skip=1).values, tried.values):  # it draws numbers
         return
     try:

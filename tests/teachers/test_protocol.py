@@ -16,6 +16,7 @@ from hfkd.teachers import (
     CachedTextTeacher,
     FrozenTeacher,
     Teacher,
+    TeacherByRow,
     TeacherEnsemble,
     build_text_cache,
     scan,
@@ -37,6 +38,7 @@ def every(stored, tmp_path):
     return [
         (FrozenTeacher(teacher()), 1),
         (TeacherEnsemble([FrozenTeacher(teacher()), FrozenTeacher(Net(seed=3))]), 2),
+        (TeacherByRow({"a": FrozenTeacher(teacher()), "b": FrozenTeacher(Net(seed=3))}), 2),
         (CachedTeacher(FrozenTeacher(teacher()), packed(), tmp_path / "images"), 1),
         (stored, 0),
     ]
@@ -58,6 +60,8 @@ def test_each_kind_keeps_the_protocol(every):
         "placed",
         "channels_last",
         "flush",
+        "reads",
+        "probes",
     } == set(wanted)
     for one, networks in every:
         assert isinstance(one, Teacher)
