@@ -1,6 +1,7 @@
 """Masked language modelling: BERT's pre-training, `ForMaskedLM`."""
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -37,11 +38,16 @@ class MaskedLM(PerToken):
         return super().ready(WholeWords(collate) if whole_words else collate)
 
     def for_prediction(self, collate: Collate) -> Collate:
-        """No random masking in prediction: it is only for training."""
-        selecting = collate.collate if isinstance(collate, LabelCollator) else None
-        if isinstance(selecting, Selecting) and isinstance(selecting.collate, MaskingCollator):
-            return LabelCollator(Selecting(selecting.collate.pad, selecting.columns))
-        return collate
+        """No random masking in prediction: it is only for training. Other collators may be wrapped around it."""
+        if isinstance(collate, MaskingCollator):
+            return collate.pad
+        within = getattr(collate, "collate", None)
+        found = None if within is None else self.for_prediction(within)
+        if found is within:
+            return collate
+        made = copy(collate)
+        vars(made)["collate"] = found
+        return made
 
     def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
         """Refuse labels that equal the unmasked inputs, as `group_texts` in the transformers examples creates them."""

@@ -8,6 +8,7 @@ from datasets import Dataset
 from processes import on_ranks
 from row_teacher_toys import NamedRows, named_tokens, of_kind, specialists, writers
 from task_toys import KINDS
+from text_tokenizer import word_tokenizer
 from text_toys import VOCAB, language_model, taught_model, token_dataset, tokenizer
 from torch import nn
 from toys import CLASSES, Net, Rows, arguments
@@ -252,6 +253,21 @@ def test_of_each_task_rows_get_the_answers_of_their_own_teacher(tmp_path, name):
     for row, which in enumerate(batch["which_teacher"].tolist()):
         torch.testing.assert_close(ours[row], alone[which][row])
     trainer.train()
+
+
+def test_no_token_is_masked_for_prediction(tmp_path):
+    made, _ = of_kind(KINDS["BERT, masked"])
+    rows = Dataset.from_list(
+        [{"input_ids": [3 + (i + j) % 9 for j in range(12)], "teacher": "ab"[i % 2]} for i in range(16)]
+    )
+    words = word_tokenizer(pad_token="<end>", mask_token="<s>")
+    trainer = DistillationTrainer(
+        KINDS["BERT, masked"].network(), made, arguments(tmp_path), train_dataset=rows, processing_class=words
+    )
+    trainer.train()
+    found = torch.tensor(trainer.predict(rows).predictions)
+    whole = trainer.model(input_ids=torch.tensor(rows["input_ids"][:])).logits.detach()
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
 
 
 # ---- evaluation, records ---------------------------------------------------------------------------------------------
