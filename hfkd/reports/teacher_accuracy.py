@@ -5,7 +5,7 @@ N items, C classes, K teachers.
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,9 @@ from transformers import TrainerCallback
 from hfkd.data.first_rows import sets_by_name
 from hfkd.losses.items import Items
 from hfkd.reports.history import teacher_scores
+from hfkd.tasks.base import Task
 from hfkd.teachers import FrozenTeacher
+from hfkd.teachers.agreement import everywhere
 from hfkd.teachers.fingerprint import sampled_weights
 from hfkd.training.averages import RowAverage
 from hfkd.training.evaluation_loaders import read_whole
@@ -89,15 +91,9 @@ def _score(trainer: Host, teacher: FrozenTeacher, loader: Any) -> dict[str, floa
     counts: list[Tensor] = []  # number of items of each class [C]; at most one entry
     for batch in _batches(trainer, loader):
         inputs = trainer.as_networks_take_it(trainer._prepare_inputs(batch), training=False)
-        if not trainer.task.teacher_reads(inputs):
+        if not everywhere(_readable(trainer.task, teacher, lacking, inputs), trainer.accelerator):
             return {}
         inputs = dict(trainer.task.for_teacher(inputs))
-        labels = inputs.get("labels")
-        # Logits that are stored for the training rows alone, say.
-        if not teacher.reads(inputs) or any(missing(inputs) for missing in lacking):
-            return {}
-        if not isinstance(labels, Tensor) or (labels.is_floating_point() and trainer.task.class_ids):
-            return {}
         logits = network(each=True, **inputs)[..., : trainer.num_classes]
         first = logits if teacher.answers == 1 else logits[0]
         hits, rows = trainer.task.each_item(inputs, first, logits, partial(_hits, trainer.task.class_ids, counts))
@@ -106,6 +102,18 @@ def _score(trainer: Host, teacher: FrozenTeacher, loader: Any) -> dict[str, floa
     if counts and scores and trainer.task.class_ids:  # for rare positive labels, always predicting negative is accurate
         _warn_near_chance(scores, trainer.accelerator.reduce(counts[0]))
     return scores
+
+
+def _readable(task: Task, teacher: FrozenTeacher, lacking: Sequence[Any], inputs: Mapping[str, Any]) -> bool:
+    """Whether a batch has what the teacher reads, and labels that are class ids. lacking: `missing_inputs` of each."""
+    if not task.teacher_reads(inputs):
+        return False
+    inputs = task.for_teacher(inputs)
+    # Logits that are stored for the training rows alone, say.
+    if not teacher.reads(inputs) or any(missing(inputs) for missing in lacking):
+        return False
+    labels = inputs.get("labels")
+    return isinstance(labels, Tensor) and not (labels.is_floating_point() and task.class_ids)
 
 
 def _hits(class_ids: bool, counts: list[Tensor], items: Items) -> dict[str, Tensor]:

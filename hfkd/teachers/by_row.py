@@ -111,13 +111,15 @@ class TeacherByRow(TeacherEnsemble):
         which = inputs.get(WHICH_TEACHER)
         if not isinstance(which, Tensor):
             raise Unlike(
-                f"the batch does not say which teacher each row has, among {some(map(str, self.names))}: give the rows "
-                f"a column {ROW_TEACHER!r}, and let a data_collator of your own keep it as {WHICH_TEACHER!r} (the "
-                "number of the teacher, from 0)"
+                f"the batch does not say which teacher each row has, among {some(map(str, self.names))}: name one in "
+                f"each row's column {ROW_TEACHER!r}, and let a data_collator of your own keep the order of the rows, "
+                f"or give {WHICH_TEACHER!r} (the number of each row's teacher, from 0)"
             )
         numbers = which.tolist()
         if not all(0 <= number < len(self.teachers) for number in numbers):
             raise Unlike(f"{WHICH_TEACHER}={numbers} must be numbers of the {len(self.teachers)} teachers, from 0")
+        if _are_views(inputs, len(numbers)):
+            inputs = {name: value for name, value in inputs.items() if name != "labels"}
         for name, value in inputs.items():
             self._refuse_other_shape(name, value, len(numbers), inputs)
         for number, teacher in enumerate(self.teachers):
@@ -148,8 +150,8 @@ class TeacherByRow(TeacherEnsemble):
 class NumberedTeachers:
     """`collate`, with the number of each row's teacher, [B], from the rows' column `teacher`.
 
-    Without the column in any row the batch is as before: evaluation may not need the teacher. Raises ValueError for a
-    name that is not one of `names`.
+    A collator that puts rows into another order gives the numbers itself. Unless each row names a teacher the batch is
+    as before: evaluation may not need it. Raises ValueError for a name that is not one of `names`.
     """
 
     collate: Callable[..., Any]
@@ -157,12 +159,12 @@ class NumberedTeachers:
 
     def __call__(self, rows: Any) -> Any:
         batch = self.collate(rows)
-        if isinstance(rows, Mapping) or not isinstance(batch, dict):
+        if isinstance(rows, Mapping) or not isinstance(batch, Mapping) or WHICH_TEACHER in batch:
             return batch
         named = [row.get(ROW_TEACHER) if isinstance(row, Mapping) else None for row in rows]
-        if any(one is not None for one in named):
-            batch[WHICH_TEACHER] = torch.tensor([number_of(one, self.names) for one in named])
-        return batch
+        if any(one is None for one in named):
+            return batch
+        return {**batch, WHICH_TEACHER: torch.tensor([number_of(one, self.names) for one in named])}
 
 
 def number_of(name: Any, names: Sequence[Any]) -> int:
@@ -174,6 +176,13 @@ def number_of(name: Any, names: Sequence[Any]) -> int:
             "in each row"
         )
     return names.index(name)
+
+
+def _are_views(inputs: Mapping[str, Any], count: int) -> bool:
+    """Whether `count` rows are several views of each image, whose label is there once."""
+    images, labels = inputs.get("pixel_values"), inputs.get("labels")
+    both = isinstance(images, Tensor) and isinstance(labels, Tensor) and "input_ids" not in inputs
+    return both and len(images) == count != len(labels) and count % max(len(labels), 1) == 0
 
 
 def _of_rows(inputs: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:

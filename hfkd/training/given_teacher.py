@@ -36,7 +36,7 @@ def as_teacher(given: Any, inputs: Received) -> Teacher:
     members = given if listed else given.members if isinstance(given, Teacher) else [given]
     several = listed or len(members) > 1
     if several:
-        _refuse_own_combination(*(() if isinstance(given, TeacherByRow) else [given]), *members)
+        _refuse_own_combination(*(() if type(given) is TeacherByRow else [given]), *members)
     live = [_frozen(one, inputs) for one in members]
     if not several:
         return live[0]

@@ -12,8 +12,10 @@ from text_tokenizer import word_tokenizer
 from text_toys import VOCAB, language_model, taught_model, token_dataset, tokenizer
 from torch import nn
 from toys import CLASSES, Net, Rows, arguments
+from transformers import DataCollatorWithPadding
 
 from hfkd import DistillationTrainer
+from hfkd.data.collate import ImageCollator
 from hfkd.data.text_collate import TokenCollator
 from hfkd.models import InputSpec
 from hfkd.teachers import FrozenTeacher, TeacherByRow
@@ -40,7 +42,8 @@ class HandsOn(nn.Module):
 
 
 def trained(folder, teachers, rows, student=None, **keywords):
-    slots = {name: keywords.pop(name) for name in ("objective", "temperature", "weighting") if name in keywords}
+    others = ("objective", "temperature", "weighting", "data_collator")
+    slots = {name: keywords.pop(name) for name in others if name in keywords}
     trainer = DistillationTrainer(
         student or Net(), teachers, arguments(folder, **keywords), train_dataset=rows, **slots
     )
@@ -89,6 +92,24 @@ def test_each_network_runs_on_its_own_rows_and_is_left_as_it_was(tmp_path):
         hook.remove()
     assert all(p.requires_grad for net in made.values() for p in net.parameters())
     assert all(net.training for net in made.values())
+
+
+class Mirrored(NamedRows):
+    """Two views of each image."""
+
+    def __getitem__(self, i):
+        row = super().__getitem__(i)
+        return row | {"pixel_values": torch.stack([row["pixel_values"], row["pixel_values"].flip(-1)])}
+
+
+def test_each_view_of_an_image_has_the_teacher_of_the_image(tmp_path):
+    made = specialists()
+    trainer = trained(tmp_path, made, Mirrored(), objective="mld", ce_weight=1.0)
+    batch = trainer.as_networks_take_it(next(iter(trainer.get_train_dataloader())), True)
+    assert len(batch["pixel_values"]) == 2 * len(batch["labels"]) == 16
+    taught, names = trainer.teacher(**batch), list(made)
+    for image, which, logits in zip(batch["pixel_values"], batch["which_teacher"].tolist(), taught, strict=True):
+        torch.testing.assert_close(logits, made[names[which]](image[None])[0].detach(), rtol=1e-4, atol=1e-4)
 
 
 def test_trials_have_the_same_teachers(tmp_path):
@@ -255,6 +276,35 @@ def test_of_each_task_rows_get_the_answers_of_their_own_teacher(tmp_path, name):
     trainer.train()
 
 
+class Shuffled:
+    """A user's collator that sorts the rows by label, and says which teacher each has."""
+
+    def __init__(self, names):
+        self.names = names
+
+    def __call__(self, rows):
+        rows = sorted(rows, key=lambda row: row["labels"])
+        numbers = torch.tensor([self.names.index(row["teacher"]) for row in rows])
+        return ImageCollator()(rows) | {"which_teacher": numbers}
+
+
+def test_a_collator_that_sorts_rows_says_whose_they_are(tmp_path):
+    made, slots = specialists(), {"weighting": "entropy", "dataloader_drop_last": True}
+    plain = trained(tmp_path / "plain", made, NamedRows(), **slots)
+    sorts = trained(tmp_path / "sorts", specialists(), NamedRows(), data_collator=Shuffled(list(made)), **slots)
+    assert same(plain, sorts, rtol=1e-4, atol=1e-6)
+
+
+def test_collators_of_transformers(tmp_path):
+    """Their batches are no dicts."""
+    kind = KINDS["BERT, a label a row"]
+    made, keywords = of_kind(kind)
+    keywords["data_collator"] = DataCollatorWithPadding(word_tokenizer(pad_token="<s>"))
+    trainer = DistillationTrainer(kind.network(), made, arguments(tmp_path, max_steps=1), **keywords)
+    trainer.train()
+    assert set(next(iter(trainer.get_train_dataloader()))["which_teacher"].tolist()) == {0, 1}
+
+
 def test_no_token_is_masked_for_prediction(tmp_path):
     made, _ = of_kind(KINDS["BERT, masked"])
     rows = Dataset.from_list(
@@ -295,6 +345,18 @@ def test_evaluation_rows_need_no_teacher_unless_it_is_compared(tmp_path):
     assert trainer.evaluate()["eval_kl"] > 0
 
 
+def some_without(i):
+    return None if i % 5 == 0 else "photos"
+
+
+def test_evaluation_rows_of_which_some_name_a_teacher(tmp_path):
+    parts = {"train_dataset": NamedRows(), "eval_dataset": NamedRows(40, some_without)}
+    trainer = DistillationTrainer(Net(), specialists(), arguments(tmp_path), **parts)
+    trainer.train()
+    assert "eval_loss" in trainer.evaluate()
+    assert not any("teacher_accuracy" in entry for entry in trainer.state.log_history)
+
+
 def test_a_run_with_the_names_exchanged_is_another_run(tmp_path):
     trainer = trained(tmp_path, specialists(), NamedRows(), save_strategy="steps", save_steps=1)
     assert trainer.record.teacher.startswith("photos: Net (")
@@ -329,6 +391,22 @@ def test_each_teacher_is_tried_when_the_trainer_is_built(tmp_path):
     with torch.no_grad():
         broken["drawings"].head.bias[0] = torch.nan
     refused(tmp_path, broken, rows, "NaN or infinite")
+
+
+def test_rows_of_a_later_batch_that_name_none(tmp_path):
+    rows = NamedRows(name_of=lambda i: None if i > 8 else "photos")
+    trainer = DistillationTrainer(Net(), specialists(), arguments(tmp_path), train_dataset=rows)
+    with pytest.raises(ValueError, match="name one in each row's column 'teacher'"):
+        trainer.train()
+
+
+class Louder(TeacherByRow):
+    def forward(self, *arguments, **inputs):
+        return 2 * super().forward(*arguments, **inputs)
+
+
+def test_a_subclass_whose_own_code_would_not_run(tmp_path):
+    refused(tmp_path, Louder(specialists()), NamedRows(), "what Louder computes itself would have no effect")
 
 
 def test_inputs_that_are_not_one_for_each_row():
