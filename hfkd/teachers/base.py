@@ -43,9 +43,9 @@ class Teacher(ABC):
         """Whether a batch has what this teacher needs besides the inputs of its networks."""
         return True
 
-    def probes(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """`batch` in as many forms as it takes for each network to run."""
-        yield dict(batch)
+    def probes(self, batch: Mapping[str, Any]) -> Iterator[tuple[tuple[nn.Module, ...], dict[str, Any]]]:
+        """`batch` in as many forms as it takes for each network to run, each with the networks that do."""
+        yield self.networks, dict(batch)
 
     @abstractmethod
     def __call__(self, *, each: bool = False, **inputs: Any) -> Tensor:

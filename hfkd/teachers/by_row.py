@@ -66,9 +66,9 @@ class TeacherByRow(TeacherEnsemble):
     def reads(self, inputs: Mapping[str, Any]) -> bool:
         return WHICH_TEACHER in inputs
 
-    def probes(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        for number in range(len(self.teachers)) if self.reads(batch) else ():
-            yield {**batch, WHICH_TEACHER: torch.full_like(batch[WHICH_TEACHER], number)}
+    def probes(self, batch: Mapping[str, Any]) -> Iterator[tuple[tuple[nn.Module, ...], dict[str, Any]]]:
+        for number, network in enumerate(self.networks) if self.reads(batch) else ():
+            yield (network,), {**batch, WHICH_TEACHER: torch.full_like(batch[WHICH_TEACHER], number)}
 
     @torch.no_grad()
     def forward(

@@ -381,6 +381,13 @@ def test_a_teacher_that_no_row_names_is_said(tmp_path, caplog):
     assert "No row of train_dataset names 'code' in its column 'teacher': this teacher does not run." in caplog.text
 
 
+class Flat(nn.Sequential):
+    """Takes images of 4 by 4 pixels."""
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(3 * 4 * 4, CLASSES))
+
+
 def test_each_teacher_is_tried_when_the_trainer_is_built(tmp_path):
     """The first rows are all of one teacher, and the other has other classes, or NaN in its weights."""
     rows = NamedRows(name_of=lambda i: "photos" if i < 8 else "drawings")
@@ -391,6 +398,7 @@ def test_each_teacher_is_tried_when_the_trainer_is_built(tmp_path):
     with torch.no_grad():
         broken["drawings"].head.bias[0] = torch.nan
     refused(tmp_path, broken, rows, "NaN or infinite")
+    refused(tmp_path, specialists() | {"drawings": Flat()}, rows, "the teacher, a Flat, cannot process")
 
 
 def test_rows_of_a_later_batch_that_name_none(tmp_path):

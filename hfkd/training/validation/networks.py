@@ -139,8 +139,8 @@ def check_batch(
     batch = dict(task.after_student(batch, output))
     taught = logits
     if teacher is not None:
-        for probe in teacher.probes(batch):
-            taught = _check_teacher(student, teacher, probe, classes, task)
+        for networks, probe in teacher.probes(batch):
+            taught = _check_teacher(student, teacher, networks, probe, classes, task)
             if check_slots is not None:
                 check_slots(probe, logits, taught)
     check_own_task(task, batch, logits, taught)
@@ -165,17 +165,22 @@ def as_networks_get(batch: Mapping[str, Any], call: Call, task: Task, labels: Se
 
 
 def _check_teacher(
-    student: nn.Module, teacher: FrozenTeacher, batch: dict[str, Any], classes: int, task: Task
+    student: nn.Module,
+    teacher: FrozenTeacher,
+    networks: Sequence[nn.Module],
+    batch: dict[str, Any],
+    classes: int,
+    task: Task,
 ) -> Tensor:
-    """The teacher's logits, after checking that they match the student's."""
+    """The teacher's logits, after checking that they match the student's; `networks`: those that run."""
     batch = dict(task.for_teacher(batch))
-    for network in teacher.networks:
+    for network in networks:
         refuse_missing_inputs("teacher", network, batch)
     with ExitStack() as stack:
-        for network in teacher.networks:
+        for network in networks:
             stack.enter_context(untouched(network))
-        taught = warn_if_random("teacher", teacher.networks[0], partial(_taught, teacher, batch))
-    named = task.vocabulary and None not in map(vocabulary_size, (student, *teacher.networks))
+        taught = warn_if_random("teacher", networks[0], partial(_taught, teacher, networks[0], batch))
+    named = task.vocabulary and None not in map(vocabulary_size, (student, *networks))
     its = taught.shape[class_dim(taught)]
     if its != classes and not named:  # known vocabularies are compared by hfkd.models.vocabulary
         raise ValueError(
@@ -199,16 +204,16 @@ def _check_teacher(
     if task.class_ids:
         refuse_probabilities("teacher", taught)
     # Not for images, which the teacher gets in its own normalisation and size; they have no shift of labels either.
-    for network in () if "pixel_values" in batch and task.one_item_a_row else teacher.networks:
+    for network in () if "pixel_values" in batch and task.one_item_a_row else networks:
         compare_own_loss(network, on_device_of(network, batch), task)
     return taught
 
 
-def _taught(teacher: FrozenTeacher, batch: Mapping[str, Any]) -> Tensor:
+def _taught(teacher: FrozenTeacher, first: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """The teacher's logits. ValueError for a batch that it cannot process, such as images of another size."""
     try:
-        _say_channels(teacher, batch)
-        with naming_inputs("teacher", teacher.networks[0], batch):
+        _say_channels(first, batch)
+        with naming_inputs("teacher", first, batch):
             return teacher(**on_device_of(teacher, dict(batch)))
     except Unlike as error:
         raise ValueError(str(error)) from error
@@ -243,8 +248,8 @@ def _sounds_in_words(name: str, sounds: Tensor) -> str:
     return f"sounds, whose {name} have the shape {tuple(sounds.shape[1:])}"
 
 
-def _say_channels(teacher: FrozenTeacher, batch: Mapping[str, Any]) -> None:
-    images, wanted = batch.get("pixel_values"), image_channels(teacher.networks[0])
+def _say_channels(network: nn.Module, batch: Mapping[str, Any]) -> None:
+    images, wanted = batch.get("pixel_values"), image_channels(network)
     if images is not None and (images.shape[1], wanted) in ((1, 3), (3, 1)):
         how = "repeated" if wanted == 3 else "averaged"
         logger.warning(
