@@ -118,7 +118,8 @@ class TeacherByRow(TeacherEnsemble):
         numbers = which.tolist()
         if not all(0 <= number < len(self.teachers) for number in numbers):
             raise Unlike(f"{WHICH_TEACHER}={numbers} must be numbers of the {len(self.teachers)} teachers, from 0")
-        if _are_views(inputs, len(numbers)):
+        labels = inputs.get("labels")
+        if isinstance(labels, Tensor) and len(labels) != len(numbers):  # of several views of an image, for no teacher
             inputs = {name: value for name, value in inputs.items() if name != "labels"}
         for name, value in inputs.items():
             self._refuse_other_shape(name, value, len(numbers), inputs)
@@ -176,13 +177,6 @@ def number_of(name: Any, names: Sequence[Any]) -> int:
             "in each row"
         )
     return names.index(name)
-
-
-def _are_views(inputs: Mapping[str, Any], count: int) -> bool:
-    """Whether `count` rows are several views of each image, whose label is there once."""
-    images, labels = inputs.get("pixel_values"), inputs.get("labels")
-    both = isinstance(images, Tensor) and isinstance(labels, Tensor) and "input_ids" not in inputs
-    return both and len(images) == count != len(labels) and count % max(len(labels), 1) == 0
 
 
 def _of_rows(inputs: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
