@@ -120,13 +120,13 @@ class DistillationTrainer(Trainer):
     `DistillationArguments` and take precedence over them. `teacher` is any network that returns logits (wrap it in a
     `FrozenTeacher` to say how its inputs are normalised), or a list of networks, which the objectives `average` and
     `inverse_entropy` combine (others get their mean logits), or a dict of networks, of which each row names its own in
-    the column `teacher`; with None and `kd_weight=0` the student trains on the
-    labels alone. The task is inferred from the model's class (or set by `task` in the arguments). Rows of the datasets
-    have `pixel_values` and `labels`, or for language models `input_ids` and `labels`; a row may pack several documents
-    if its `position_ids` restart at each. Raw texts need a `processing_class`. `peft_config` trains adapters;
-    `teacher_processing_class` is the tokenizer of a language-model teacher. All other arguments are Trainer's.
-    `eval_loss` is the student's cross-entropy, which does not need the teacher; `evaluate_kl` adds `eval_kl`. If the
-    temperature needs the teacher's energies over the training set, the teacher scans it when training starts.
+    the column `teacher`; with None and `kd_weight=0` the student trains on the labels alone. The task is inferred from
+    the model's class (or set by `task` in the arguments). Rows of the datasets have `pixel_values` and `labels`, or for
+    language models `input_ids` and `labels`; a row may pack several documents if its `position_ids` restart at each.
+    Raw texts need a `processing_class`. `peft_config` trains adapters; `teacher_processing_class` is the tokenizer of a
+    language-model teacher. All other arguments are Trainer's. `eval_loss` is the student's cross-entropy, which does
+    not need the teacher; `evaluate_kl` adds `eval_kl`. If the temperature needs the teacher's energies over the
+    training set, the teacher scans it when training starts.
     """
 
     # The loss is divided by the number of items of the whole accumulated batch here, not by Trainer. (For earlier
